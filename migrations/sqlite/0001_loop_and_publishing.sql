@@ -1,0 +1,384 @@
+-- The control loop and the publishing plane. Names and shapes: docs/ARCHITECTURE.md, "Tables".
+-- Other programs may insert into jobs, publish_logs, campaigns and clips: every column that they may leave out has
+-- a default, and every value that would break the service is refused here.
+
+CREATE TABLE campaigns (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    status TEXT NOT NULL DEFAULT 'draft' CHECK (status IN ('draft', 'active', 'paused', 'completed')),
+    budget_cents INTEGER NOT NULL CHECK (budget_cents >= 0),
+    spent_cents INTEGER NOT NULL DEFAULT 0 CHECK (spent_cents >= 0),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
+    starts_at TEXT CHECK (starts_at IS strftime('%Y-%m-%dT%H:%M:%fZ', starts_at)),
+    ends_at TEXT CHECK (ends_at IS strftime('%Y-%m-%dT%H:%M:%fZ', ends_at)),
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
+    updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%fZ', updated_at)),
+    CHECK (ends_at IS NULL OR starts_at IS NULL OR ends_at > starts_at)
+);
+CREATE INDEX campaigns_active ON campaigns (priority DESC, budget_cents DESC, id) WHERE status = 'active';
+
+CREATE TABLE clips (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    title TEXT NOT NULL CHECK (length(title) BETWEEN 1 AND 500),
+    media_uri TEXT NOT NULL CHECK (length(media_uri) BETWEEN 1 AND 2000),
+    campaign_id INTEGER REFERENCES campaigns (id),
+    visual_score REAL NOT NULL CHECK (visual_score >= 0 AND visual_score <= 100),
+    -- ready: no publication yet; scheduled: one that is not cancelled; published: one went out. Kept by trigger.
+    status TEXT NOT NULL DEFAULT 'ready' CHECK (status IN ('ready', 'scheduled', 'published', 'archived')),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
+    duration_ms INTEGER CHECK (duration_ms IS NULL OR duration_ms >= 0),
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
+    updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%fZ', updated_at))
+);
+CREATE INDEX clips_ready ON clips (visual_score DESC, id) WHERE status = 'ready';
+CREATE INDEX clips_ready_of_campaign ON clips (campaign_id, visual_score DESC, id) WHERE status = 'ready';
+CREATE INDEX clips_scheduled ON clips (visual_score, id) WHERE status = 'scheduled';
+CREATE INDEX clips_recent ON clips (created_at, visual_score);
+
+-- The one queue. A larger priority runs first. `lease` counts every hand-over and fences late answers.
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL CHECK (length(kind) BETWEEN 1 AND 200),
+    queue TEXT NOT NULL DEFAULT 'default' CHECK (length(queue) BETWEEN 1 AND 200),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
+    status TEXT NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('waiting', 'pending', 'processing', 'retry', 'completed', 'failed', 'cancelled')),
+    input TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(input)),
+    result TEXT CHECK (result IS NULL OR json_valid(result)),
+    idempotency_key TEXT CHECK (length(idempotency_key) BETWEEN 1 AND 300),
+    run_at TEXT CHECK (run_at IS strftime('%Y-%m-%dT%H:%M:%fZ', run_at)),
+    attempt INTEGER NOT NULL DEFAULT 0 CHECK (attempt >= 0),
+    max_attempts INTEGER NOT NULL DEFAULT 3 CHECK (max_attempts BETWEEN 1 AND 1000),
+    lease INTEGER NOT NULL DEFAULT 0,
+    lease_expires_at TEXT CHECK (lease_expires_at IS strftime('%Y-%m-%dT%H:%M:%fZ', lease_expires_at)),
+    worker TEXT,
+    error TEXT,
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
+    updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%fZ', updated_at)),
+    started_at TEXT CHECK (started_at IS strftime('%Y-%m-%dT%H:%M:%fZ', started_at)),
+    finished_at TEXT CHECK (finished_at IS strftime('%Y-%m-%dT%H:%M:%fZ', finished_at)),
+    CHECK (status NOT IN ('waiting', 'retry') OR run_at IS NOT NULL),
+    CHECK (status <> 'processing' OR lease_expires_at IS NOT NULL)
+);
+CREATE INDEX jobs_claimable ON jobs (queue, priority DESC, id) WHERE status = 'pending';
+CREATE INDEX jobs_due ON jobs (run_at) WHERE status IN ('waiting', 'retry');
+CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE status = 'processing';
+CREATE INDEX jobs_oldest_pending ON jobs (coalesce(run_at, created_at)) WHERE status = 'pending';
+CREATE INDEX jobs_finished ON jobs (finished_at) WHERE status IN ('completed', 'failed', 'cancelled');
+-- One live job per key: enqueueing twice is enqueueing once.
+CREATE UNIQUE INDEX jobs_idempotency ON jobs (idempotency_key)
+    WHERE status IN ('waiting', 'pending', 'processing', 'retry') AND idempotency_key IS NOT NULL;
+
+-- One intended publication of a clip on a platform.
+CREATE TABLE publish_logs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    clip_id INTEGER NOT NULL REFERENCES clips (id),
+    campaign_id INTEGER REFERENCES campaigns (id),
+    platform TEXT NOT NULL CHECK (length(platform) BETWEEN 1 AND 100),
+    status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN
+        ('scheduled', 'pending', 'publishing', 'unknown', 'retry', 'published', 'failed', 'cancelled')),
+    scheduled_at TEXT CHECK (scheduled_at IS strftime('%Y-%m-%dT%H:%M:%fZ', scheduled_at)),
+    retry_count INTEGER NOT NULL DEFAULT 0 CHECK (retry_count >= 0),
+    max_retries INTEGER NOT NULL DEFAULT 3 CHECK (max_retries BETWEEN 0 AND 100),
+    postponed_count INTEGER NOT NULL DEFAULT 0 CHECK (postponed_count >= 0),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
+    cost_cents INTEGER NOT NULL DEFAULT 0 CHECK (cost_cents >= 0),
+    -- Goes to the platform with every try, so that a platform that honours it can never post twice.
+    idempotency_key TEXT NOT NULL DEFAULT (lower(hex(randomblob(16)))) CHECK (length(idempotency_key) BETWEEN 1 AND 300),
+    job_id INTEGER,
+    external_id TEXT,
+    external_url TEXT,
+    last_error TEXT,
+    pending_at TEXT CHECK (pending_at IS strftime('%Y-%m-%dT%H:%M:%fZ', pending_at)),
+    attempted_at TEXT CHECK (attempted_at IS strftime('%Y-%m-%dT%H:%M:%fZ', attempted_at)),
+    failed_at TEXT CHECK (failed_at IS strftime('%Y-%m-%dT%H:%M:%fZ', failed_at)),
+    published_at TEXT CHECK (published_at IS strftime('%Y-%m-%dT%H:%M:%fZ', published_at)),
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
+    updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%fZ', updated_at)),
+    CHECK (status NOT IN ('scheduled', 'retry') OR scheduled_at IS NOT NULL)
+);
+CREATE UNIQUE INDEX publish_logs_idempotency ON publish_logs (idempotency_key);
+-- A clip is on a platform once: at most one publication that is not failed or cancelled.
+CREATE UNIQUE INDEX publish_logs_live ON publish_logs (clip_id, platform) WHERE status NOT IN ('failed', 'cancelled');
+CREATE INDEX publish_logs_of_clip ON publish_logs (clip_id, platform, status);
+CREATE INDEX publish_logs_due ON publish_logs (scheduled_at, platform) WHERE status IN ('scheduled', 'retry');
+CREATE INDEX publish_logs_of_platform ON publish_logs (platform, scheduled_at)
+    WHERE status NOT IN ('failed', 'cancelled');
+CREATE INDEX publish_logs_attempted ON publish_logs (platform, attempted_at) WHERE attempted_at IS NOT NULL;
+CREATE INDEX publish_logs_pending ON publish_logs (coalesce(pending_at, created_at)) WHERE status = 'pending';
+CREATE INDEX publish_logs_without_job ON publish_logs (priority DESC, id) WHERE status = 'pending' AND job_id IS NULL;
+CREATE INDEX publish_logs_open ON publish_logs (status, attempted_at) WHERE status IN ('publishing', 'unknown');
+CREATE INDEX publish_logs_failed ON publish_logs (coalesce(failed_at, updated_at)) WHERE status = 'failed';
+CREATE INDEX publish_logs_retryable ON publish_logs (coalesce(failed_at, updated_at) DESC)
+    WHERE status = 'failed' AND retry_count < max_retries;
+CREATE INDEX publish_logs_of_campaign ON publish_logs (campaign_id)
+    WHERE status IN ('scheduled', 'pending', 'publishing', 'unknown', 'retry');
+
+-- The audit chain: each hash covers the entry and the hash before it. Payloads are kept as they were hashed.
+CREATE TABLE ledger_entries (
+    id INTEGER PRIMARY KEY,
+    cycle_id INTEGER,
+    event_type TEXT NOT NULL,
+    severity TEXT NOT NULL CHECK (severity IN ('info', 'warning', 'error', 'critical')),
+    actor TEXT NOT NULL,
+    subject TEXT,
+    rule TEXT,
+    payload TEXT NOT NULL CHECK (json_valid(payload)),
+    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
+    prev_hash TEXT NOT NULL,
+    hash TEXT NOT NULL
+);
+CREATE INDEX ledger_entries_by_time ON ledger_entries (created_at);
+CREATE INDEX ledger_entries_by_cycle ON ledger_entries (cycle_id) WHERE cycle_id IS NOT NULL;
+CREATE INDEX ledger_entries_by_subject ON ledger_entries (subject, id) WHERE subject IS NOT NULL;
+CREATE INDEX ledger_entries_errors ON ledger_entries (created_at) WHERE severity IN ('error', 'critical');
+
+-- The end of the chain; the row that writers queue for.
+CREATE TABLE ledger_head (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    entry_id INTEGER NOT NULL,
+    hash TEXT NOT NULL
+);
+INSERT INTO ledger_head (id, entry_id, hash) VALUES (1, 0, '');
+
+-- What retention took away: the chain goes on from `hash`.
+CREATE TABLE ledger_checkpoints (
+    through_id INTEGER PRIMARY KEY,
+    entries INTEGER NOT NULL,
+    hash TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
+);
+
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    plane TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    severity TEXT NOT NULL DEFAULT 'info' CHECK (severity IN ('info', 'warning', 'error', 'critical')),
+    subject TEXT,
+    payload TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(payload)),
+    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
+);
+CREATE INDEX events_by_time ON events (created_at);
+CREATE INDEX events_by_subject ON events (subject, id) WHERE subject IS NOT NULL;
+
+-- The loop's switch, its lease, and requests to run one cycle.
+CREATE TABLE loop_switch (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    enabled INTEGER NOT NULL DEFAULT 0 CHECK (enabled IN (0, 1)),
+    changed_by TEXT NOT NULL,
+    changed_at TEXT NOT NULL CHECK (changed_at IS strftime('%Y-%m-%dT%H:%M:%fZ', changed_at))
+);
+CREATE TABLE leases (
+    name TEXT PRIMARY KEY,
+    holder TEXT NOT NULL,
+    term INTEGER NOT NULL,
+    acquired_at TEXT NOT NULL CHECK (acquired_at IS strftime('%Y-%m-%dT%H:%M:%fZ', acquired_at)),
+    expires_at TEXT NOT NULL CHECK (expires_at IS strftime('%Y-%m-%dT%H:%M:%fZ', expires_at))
+);
+CREATE TABLE cycle_requests (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    requested_by TEXT NOT NULL,
+    requested_at TEXT NOT NULL CHECK (requested_at IS strftime('%Y-%m-%dT%H:%M:%fZ', requested_at)),
+    taken_at TEXT CHECK (taken_at IS strftime('%Y-%m-%dT%H:%M:%fZ', taken_at)),
+    cycle_id INTEGER,
+    error TEXT
+);
+CREATE INDEX cycle_requests_open ON cycle_requests (id) WHERE taken_at IS NULL;
+
+-- The rule sets that cycles ran under: file names and sources, by hash.
+CREATE TABLE rule_sets (
+    hash TEXT PRIMARY KEY,
+    sources TEXT NOT NULL CHECK (json_valid(sources)),
+    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
+);
+
+-- One row a cycle. `snapshot` is whole where base_id is null, else only the fields that differ from that cycle's.
+CREATE TABLE cycles (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    trigger_kind TEXT NOT NULL CHECK (trigger_kind IN ('loop', 'manual')),
+    status TEXT NOT NULL CHECK (status IN ('running', 'completed', 'idle', 'error')),
+    term INTEGER NOT NULL,
+    instance TEXT NOT NULL,
+    rules_hash TEXT NOT NULL,
+    engine_version TEXT NOT NULL,
+    started_at TEXT NOT NULL CHECK (started_at IS strftime('%Y-%m-%dT%H:%M:%fZ', started_at)),
+    finished_at TEXT CHECK (finished_at IS strftime('%Y-%m-%dT%H:%M:%fZ', finished_at)),
+    observe_us INTEGER NOT NULL DEFAULT 0,
+    decide_us INTEGER NOT NULL DEFAULT 0,
+    execute_us INTEGER NOT NULL DEFAULT 0,
+    skipped_ticks INTEGER NOT NULL DEFAULT 0,
+    health_score INTEGER,
+    health_status TEXT NOT NULL,
+    actions INTEGER NOT NULL DEFAULT 0,
+    succeeded INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    base_id INTEGER,
+    snapshot TEXT CHECK (snapshot IS NULL OR json_valid(snapshot)),
+    decision TEXT CHECK (decision IS NULL OR json_valid(decision)),
+    result TEXT CHECK (result IS NULL OR json_valid(result)),
+    error TEXT
+);
+CREATE INDEX cycles_by_time ON cycles (started_at);
+CREATE INDEX cycles_unfinished ON cycles (id) WHERE status = 'running';
+CREATE INDEX cycles_eventful ON cycles (id) WHERE status <> 'idle';
+
+-- What the governors remember: when a rule last acted on a target, what each action kind did, and the breakers.
+CREATE TABLE rule_cooldowns (
+    rule TEXT NOT NULL,
+    target TEXT NOT NULL,
+    acted_at TEXT NOT NULL CHECK (acted_at IS strftime('%Y-%m-%dT%H:%M:%fZ', acted_at)),
+    PRIMARY KEY (rule, target)
+);
+CREATE TABLE actions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    cycle_id INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    target TEXT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('executed', 'refused', 'failed')),
+    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
+);
+CREATE INDEX actions_by_kind ON actions (action, created_at);
+CREATE INDEX actions_by_time ON actions (created_at);
+CREATE TABLE breakers (
+    action TEXT PRIMARY KEY,
+    consecutive_failures INTEGER NOT NULL DEFAULT 0,
+    opened_at TEXT CHECK (opened_at IS strftime('%Y-%m-%dT%H:%M:%fZ', opened_at))
+);
+
+-- Answers to requests that carried an Idempotency-Key.
+CREATE TABLE idempotency_keys (
+    scope TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    response TEXT NOT NULL CHECK (json_valid(response)),
+    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
+    PRIMARY KEY (scope, idempotency_key)
+);
+CREATE INDEX idempotency_keys_by_time ON idempotency_keys (created_at);
+
+-- What the simulated platform of the sandbox connector has accepted. A real platform would remember this itself.
+CREATE TABLE sandbox_posts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    platform TEXT NOT NULL,
+    clip_id INTEGER NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    external_id TEXT NOT NULL,
+    external_url TEXT NOT NULL,
+    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
+);
+CREATE INDEX sandbox_posts_by_key ON sandbox_posts (idempotency_key);
+CREATE INDEX sandbox_posts_by_time ON sandbox_posts (platform, created_at);
+
+-- Tallies: how many rows are in which state, so that a cycle never counts history. Kept by trigger, exact at once for
+-- every writer. `total` sums a figure beside the count.
+--   jobs|publish_logs <status>; campaigns <status> (total: budget); clips.ready_high '' ; clips.ready <campaign or ''>;
+--   clips.recent <ten minutes of created_at> (total: score)
+CREATE TABLE tallies (
+    name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    total REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (name, key)
+) WITHOUT ROWID;
+
+CREATE TRIGGER jobs_tally_insert AFTER INSERT ON jobs BEGIN
+    INSERT INTO tallies (name, key, n) VALUES ('jobs', NEW.status, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER jobs_tally_delete AFTER DELETE ON jobs BEGIN
+    UPDATE tallies SET n = n - 1 WHERE name = 'jobs' AND key = OLD.status;
+END;
+CREATE TRIGGER jobs_tally_update AFTER UPDATE OF status ON jobs WHEN OLD.status <> NEW.status BEGIN
+    UPDATE tallies SET n = n - 1 WHERE name = 'jobs' AND key = OLD.status;
+    INSERT INTO tallies (name, key, n) VALUES ('jobs', NEW.status, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+CREATE TRIGGER publish_logs_tally_insert AFTER INSERT ON publish_logs BEGIN
+    INSERT INTO tallies (name, key, n) VALUES ('publish_logs', NEW.status, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER publish_logs_tally_delete AFTER DELETE ON publish_logs BEGIN
+    UPDATE tallies SET n = n - 1 WHERE name = 'publish_logs' AND key = OLD.status;
+END;
+CREATE TRIGGER publish_logs_tally_update AFTER UPDATE OF status ON publish_logs WHEN OLD.status <> NEW.status BEGIN
+    UPDATE tallies SET n = n - 1 WHERE name = 'publish_logs' AND key = OLD.status;
+    INSERT INTO tallies (name, key, n) VALUES ('publish_logs', NEW.status, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+CREATE TRIGGER campaigns_tally_insert AFTER INSERT ON campaigns BEGIN
+    INSERT INTO tallies (name, key, n, total) VALUES ('campaigns', NEW.status, 1, NEW.budget_cents)
+        ON CONFLICT DO UPDATE SET n = n + 1, total = total + NEW.budget_cents;
+END;
+CREATE TRIGGER campaigns_tally_delete AFTER DELETE ON campaigns BEGIN
+    UPDATE tallies SET n = n - 1, total = total - OLD.budget_cents WHERE name = 'campaigns' AND key = OLD.status;
+END;
+CREATE TRIGGER campaigns_tally_update AFTER UPDATE OF status, budget_cents ON campaigns BEGIN
+    UPDATE tallies SET n = n - 1, total = total - OLD.budget_cents WHERE name = 'campaigns' AND key = OLD.status;
+    INSERT INTO tallies (name, key, n, total) VALUES ('campaigns', NEW.status, 1, NEW.budget_cents)
+        ON CONFLICT DO UPDATE SET n = n + 1, total = total + NEW.budget_cents;
+END;
+
+CREATE TRIGGER clips_tally_insert AFTER INSERT ON clips BEGIN
+    INSERT INTO tallies (name, key, n, total)
+        VALUES ('clips.recent', substr(NEW.created_at, 1, 15), 1, NEW.visual_score)
+        ON CONFLICT DO UPDATE SET n = n + 1, total = total + NEW.visual_score;
+    INSERT INTO tallies (name, key, n)
+        SELECT 'clips.ready', coalesce(NEW.campaign_id, ''), 1 WHERE NEW.status = 'ready'
+        ON CONFLICT DO UPDATE SET n = n + 1;
+    INSERT INTO tallies (name, key, n)
+        SELECT 'clips.ready_high', '', 1 WHERE NEW.status = 'ready' AND NEW.visual_score > 80
+        ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER clips_tally_delete AFTER DELETE ON clips BEGIN
+    UPDATE tallies SET n = n - 1, total = total - OLD.visual_score
+        WHERE name = 'clips.recent' AND key = substr(OLD.created_at, 1, 15);
+    UPDATE tallies SET n = n - 1
+        WHERE name = 'clips.ready' AND key = coalesce(OLD.campaign_id, '') AND OLD.status = 'ready';
+    UPDATE tallies SET n = n - 1
+        WHERE name = 'clips.ready_high' AND OLD.status = 'ready' AND OLD.visual_score > 80;
+END;
+CREATE TRIGGER clips_tally_update AFTER UPDATE OF status, visual_score, campaign_id, created_at ON clips BEGIN
+    UPDATE tallies SET n = n - 1, total = total - OLD.visual_score
+        WHERE name = 'clips.recent' AND key = substr(OLD.created_at, 1, 15);
+    UPDATE tallies SET n = n - 1
+        WHERE name = 'clips.ready' AND key = coalesce(OLD.campaign_id, '') AND OLD.status = 'ready';
+    UPDATE tallies SET n = n - 1
+        WHERE name = 'clips.ready_high' AND OLD.status = 'ready' AND OLD.visual_score > 80;
+    INSERT INTO tallies (name, key, n, total)
+        VALUES ('clips.recent', substr(NEW.created_at, 1, 15), 1, NEW.visual_score)
+        ON CONFLICT DO UPDATE SET n = n + 1, total = total + NEW.visual_score;
+    INSERT INTO tallies (name, key, n)
+        SELECT 'clips.ready', coalesce(NEW.campaign_id, ''), 1 WHERE NEW.status = 'ready'
+        ON CONFLICT DO UPDATE SET n = n + 1;
+    INSERT INTO tallies (name, key, n)
+        SELECT 'clips.ready_high', '', 1 WHERE NEW.status = 'ready' AND NEW.visual_score > 80
+        ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+-- A clip's status follows its publications, whoever writes them.
+CREATE TRIGGER clips_follow_new_publication AFTER INSERT ON publish_logs WHEN NEW.status <> 'cancelled' BEGIN
+    UPDATE clips SET status = CASE WHEN NEW.status = 'published' THEN 'published' ELSE 'scheduled' END
+        WHERE id = NEW.clip_id AND (status = 'ready' OR (status = 'scheduled' AND NEW.status = 'published'));
+END;
+CREATE TRIGGER clips_follow_publication AFTER UPDATE OF status ON publish_logs WHEN OLD.status <> NEW.status BEGIN
+    UPDATE clips SET status = 'published'
+        WHERE id = NEW.clip_id AND NEW.status = 'published' AND status IN ('ready', 'scheduled');
+    UPDATE clips SET status = 'ready'
+        WHERE id = NEW.clip_id AND NEW.status = 'cancelled' AND status = 'scheduled'
+        AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE clip_id = NEW.clip_id AND status <> 'cancelled');
+    UPDATE clips SET status = 'scheduled'
+        WHERE id = NEW.clip_id AND NEW.status <> 'cancelled' AND status = 'ready';
+END;
+
+CREATE TRIGGER ledger_entries_are_not_changed BEFORE UPDATE ON ledger_entries BEGIN
+    SELECT RAISE(ABORT, 'the ledger is append-only: entries are never changed');
+END;
+CREATE TRIGGER ledger_entries_are_not_deleted BEFORE DELETE ON ledger_entries
+WHEN NOT EXISTS (SELECT 1 FROM ledger_checkpoints WHERE through_id >= OLD.id) BEGIN
+    SELECT RAISE(ABORT, 'the ledger is append-only: entries go only by `showrunner ledger prune`, behind a checkpoint');
+END;
+CREATE TRIGGER ledger_checkpoints_are_not_changed BEFORE UPDATE ON ledger_checkpoints BEGIN
+    SELECT RAISE(ABORT, 'checkpoints are never changed');
+END;
+CREATE TRIGGER ledger_checkpoints_are_not_deleted BEFORE DELETE ON ledger_checkpoints BEGIN
+    SELECT RAISE(ABORT, 'checkpoints are never deleted');
+END;

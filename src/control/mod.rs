@@ -1,0 +1,5 @@
+//! The loop.
+
+pub mod action;
+pub mod decider;
+pub mod snapshot;

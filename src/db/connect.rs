@@ -1,0 +1,146 @@
+//! Opening either database: pools, pragmas, time-outs, and waiting out another process's lock.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, Postgres};
+use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, Transaction};
+
+use super::{Db, Error, Pools, Result, Waker};
+use crate::clock::SharedClock;
+use crate::config::Durability;
+
+/// How to open the database.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `sqlite://path/to/file.db`, `sqlite::memory:` or `postgres://user@host/database`.
+    pub url: String,
+    /// SQLite only.
+    pub durability: Durability,
+    /// Connections of the pool: readers on SQLite (beside the one writer), all on PostgreSQL.
+    pub max_connections: u32,
+}
+
+impl Options {
+    /// The defaults for `url`: eight connections serve a host of two to four cores.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), durability: Durability::Normal, max_connections: 8 }
+    }
+}
+
+/// How long a writer waits for another process's lock before it says so.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Db {
+    /// Opens the database; on SQLite the file and its folder are made if they are missing. Does not migrate.
+    /// `clock` stands for the database's clock on SQLite, which runs in this process.
+    pub async fn open(options: &Options, clock: SharedClock) -> Result<Self> {
+        let url = options.url.as_str();
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            let pools = Pools::Postgres(open_postgres(options).await?);
+            return Ok(Self { pools, clock: None, faults: None, waker: Waker::default() });
+        }
+        if !url.starts_with("sqlite:") {
+            let scheme = url.split(':').next().unwrap_or_default();
+            return Err(Error::Schema(format!(
+                "DATABASE_URL has the scheme `{scheme}`; use sqlite://path/to/file.db or postgres://user@host/database"
+            )));
+        }
+        let pools = open_sqlite(options).await?;
+        Ok(Self { pools, clock: Some(clock), faults: None, waker: Waker::default() })
+    }
+}
+
+async fn open_sqlite(options: &Options) -> Result<Pools> {
+    let in_memory = options.url.contains(":memory:");
+    let connect = SqliteConnectOptions::from_str(&options.url)
+        .map_err(|cause| Error::Schema(format!("DATABASE_URL is not a SQLite URL: {cause}")))?
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(match options.durability {
+            Durability::Normal => SqliteSynchronous::Normal,
+            Durability::Full => SqliteSynchronous::Full,
+        })
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(5))
+        .optimize_on_close(true, None)
+        .pragma("cache_size", "-16384") // 16 MiB a connection
+        .pragma("temp_store", "memory");
+    if !in_memory {
+        let file: PathBuf = connect.get_filename().to_path_buf();
+        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder)
+                .map_err(|cause| Error::Unavailable(format!("cannot make the folder {}: {cause}", folder.display())))?;
+        }
+    }
+    let pool = |connections: u32| {
+        // A connection of an in-memory database that is closed takes the database with it.
+        SqlitePoolOptions::new().max_connections(connections).min_connections(1).idle_timeout(None).max_lifetime(None)
+    };
+    let write = pool(1).connect_with(connect.clone()).await.map_err(|cause| cannot_open(&options.url, cause))?;
+    let read = if in_memory {
+        write.clone()
+    } else {
+        pool(options.max_connections).connect_with(connect.read_only(true).create_if_missing(false)).await?
+    };
+    Ok(Pools::Sqlite { read, write })
+}
+
+async fn open_postgres(options: &Options) -> Result<PgPool> {
+    let connect = PgConnectOptions::from_str(&options.url)
+        .map_err(|cause| Error::Schema(format!("DATABASE_URL is not a PostgreSQL URL: {cause}")))?
+        .application_name("showrunner")
+        .options([
+            ("plan_cache_mode", "force_custom_plan"), // a sticky generic plan ignores the partial indexes
+            ("statement_timeout", "30s"),
+            ("lock_timeout", "10s"),
+            ("idle_in_transaction_session_timeout", "60s"),
+            ("TimeZone", "UTC"),
+        ]);
+    PgPoolOptions::new()
+        .max_connections(options.max_connections)
+        .acquire_timeout(Duration::from_secs(10))
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                // A connection that was busy a moment ago is alive; one that rested may have been cut.
+                Ok(meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok())
+            })
+        })
+        .connect_with(connect)
+        .await
+        .map_err(|cause| cannot_open(&options.url, cause))
+}
+
+/// Names the place without the password that the URL may carry.
+fn cannot_open(url: &str, cause: sqlx::Error) -> Error {
+    let place = match url.rsplit_once('@') {
+        Some((_, place)) => place,
+        None => url,
+    };
+    Error::Unavailable(format!("cannot open {place}: {cause}. Check DATABASE_URL, and that the database is running"))
+}
+
+/// Takes SQLite's write lock, waiting while another process holds it.
+pub(super) async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'static, Sqlite>> {
+    let attempts = LOCK_PATIENCE.as_secs() / 5; // each waits out the connection's busy time-out
+    for _ in 1..attempts {
+        match write.begin_with("BEGIN IMMEDIATE").await {
+            Err(sqlx::Error::Database(cause)) if cause.code().is_some_and(|code| code == "5" || code == "517") => {
+                tracing::warn!("another process holds the database's write lock; waiting for it");
+            }
+            other => return Ok(other?),
+        }
+    }
+    Ok(write.begin_with("BEGIN IMMEDIATE").await?)
+}
+
+/// Begins a transaction; a connection that the server cut meanwhile is replaced once.
+pub(super) async fn begin_postgres(pool: &PgPool, text: &'static str) -> Result<Transaction<'static, Postgres>> {
+    match pool.begin_with(text).await {
+        Err(sqlx::Error::Io(_) | sqlx::Error::Database(_)) => Ok(pool.begin_with(text).await?),
+        other => Ok(other?),
+    }
+}

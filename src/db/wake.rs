@@ -1,0 +1,117 @@
+//! Hints that something changed, so that nobody has to poll fast.
+//!
+//! A hint may be lost; whoever listens keeps a slow poll underneath. Within the process a hint is a broadcast,
+//! between instances it is PostgreSQL's `NOTIFY`, sent after the commit by [`Db::wake`] and never by a trigger
+//! (it takes a lock on the whole server at commit).
+
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use super::{Db, Pools};
+use crate::clock::SharedClock;
+
+/// What changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    /// Jobs were enqueued.
+    Jobs,
+    /// Publications may be due.
+    Publications,
+    /// The loop's switch, lease or requests changed.
+    Loop,
+}
+
+impl Topic {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Jobs => "jobs",
+            Self::Publications => "publications",
+            Self::Loop => "loop",
+        }
+    }
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Jobs, Self::Publications, Self::Loop].into_iter().find(|topic| topic.name() == name)
+    }
+}
+
+/// PostgreSQL's channel; the payload is the topic.
+const CHANNEL: &str = "showrunner";
+
+/// The hints of this process.
+#[derive(Clone)]
+pub struct Waker {
+    sender: broadcast::Sender<Topic>,
+}
+
+impl Default for Waker {
+    fn default() -> Self {
+        // A listener that falls 64 hints behind looks anyway: nothing is lost but the hint.
+        Self { sender: broadcast::channel(64).0 }
+    }
+}
+
+/// Somebody who waits for one topic.
+pub struct Listener {
+    receiver: broadcast::Receiver<Topic>,
+    topic: Topic,
+}
+
+impl Listener {
+    /// Returns at the next hint of its topic.
+    pub async fn woken(&mut self) {
+        loop {
+            match self.receiver.recv().await {
+                Ok(topic) if topic == self.topic => return,
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(_)) => return,
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Db {
+    /// Says that `topic` changed; call it after the commit.
+    pub async fn wake(&self, topic: Topic) {
+        let _ = self.waker.sender.send(topic);
+        if let Pools::Postgres(pool) = &self.pools {
+            let sent = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(topic.name()).execute(pool).await;
+            if let Err(cause) = sent {
+                tracing::debug!(%cause, "a wake-up was not sent; polling will see the change");
+            }
+        }
+    }
+
+    /// Hints of `topic` from here on. Take it before looking, so that nothing falls between.
+    pub fn listen(&self, topic: Topic) -> Listener {
+        Listener { receiver: self.waker.sender.subscribe(), topic }
+    }
+
+    /// Passes other instances' hints on to this process until `stop`. Returns at once on SQLite.
+    pub async fn relay_wakeups(&self, clock: SharedClock, stop: CancellationToken) {
+        let Pools::Postgres(pool) = &self.pools else { return };
+        while !stop.is_cancelled() {
+            let heard = async {
+                let mut listener = PgListener::connect_with(pool).await?;
+                listener.listen(CHANNEL).await?;
+                loop {
+                    let notification = listener.recv().await?;
+                    if let Some(topic) = Topic::from_name(notification.payload()) {
+                        let _ = self.waker.sender.send(topic);
+                    }
+                }
+            };
+            let result: Result<(), sqlx::Error> = tokio::select! {
+                () = stop.cancelled() => return,
+                result = heard => result,
+            };
+            if let Err(cause) = result {
+                tracing::debug!(%cause, "wake-ups are cut; polling until they are back");
+            }
+            clock.sleep(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What the loop sees of the ledger: recent errors.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::db::{Result, Timestamp, Tx};
+
+/// Errors of the last hour.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LedgerSection {
+    /// Errors in the last hour (counted up to 1,000). The loop's own failures of one action on one subject count
+    /// once, all others each: else the loop would drive itself into its own emergency.
+    pub errors_1h: i64,
+    /// The newest of them.
+    pub recent_errors: Vec<ErrorView>,
+}
+
+/// One error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, sqlx::FromRow)]
+pub struct ErrorView {
+    pub id: i64,
+    pub event_type: String,
+    pub severity: String,
+    pub subject: Option<String>,
+    pub created_at: Timestamp,
+}
+
+/// Reads the section; the cost is bounded whatever the ledger's length.
+pub async fn observe(tx: &mut Tx, now: Timestamp) -> Result<LedgerSection> {
+    let since = now.before(Duration::from_secs(3600));
+    let (errors_1h,): (i64,) = tx
+        .query(
+            "SELECT COUNT(*) FROM (SELECT DISTINCT
+                 CASE WHEN actor = 'loop' THEN event_type ELSE CAST(id AS TEXT) END AS kind,
+                 CASE WHEN actor = 'loop' THEN coalesce(subject, '') ELSE '' END AS target
+             FROM (SELECT id, actor, event_type, subject FROM ledger_entries
+                   WHERE severity IN ('error', 'critical') AND created_at > $1
+                   ORDER BY created_at DESC LIMIT 1000) AS newest) AS distinct_errors",
+        )
+        .bind(since)
+        .one()
+        .await?;
+    let recent_errors = if errors_1h == 0 {
+        Vec::new()
+    } else {
+        tx.query(
+            "SELECT id, event_type, severity, subject, created_at FROM ledger_entries
+             WHERE severity IN ('error', 'critical') AND created_at > $1
+             ORDER BY created_at DESC, id DESC LIMIT 10",
+        )
+        .bind(since)
+        .all()
+        .await?
+    };
+    Ok(LedgerSection { errors_1h, recent_errors })
+}

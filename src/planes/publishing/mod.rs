@@ -1,0 +1,5 @@
+//! The publishing plane.
+
+mod observe;
+
+pub use observe::*;

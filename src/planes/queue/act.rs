@@ -1,0 +1,1 @@
+//! What the loop may do to the queue.
