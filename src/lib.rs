@@ -14,6 +14,7 @@
 //! | 0 ground | [`config`], [`clock`], [`random`], [`backoff`], [`telemetry`], [`problem`], [`actor`] | no import from above |
 
 pub mod actor;
+pub mod app;
 pub mod backoff;
 pub mod clock;
 pub mod config;

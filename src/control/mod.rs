@@ -2,4 +2,5 @@
 
 pub mod action;
 pub mod decider;
+pub mod orchestrator;
 pub mod snapshot;
