@@ -1,0 +1,4 @@
+//! Stories in the user's terms, through the public doors, on both databases.
+
+mod floors;
+mod support;
