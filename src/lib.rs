@@ -24,3 +24,4 @@ pub mod ledger;
 pub mod planes;
 pub mod problem;
 pub mod random;
+pub mod web;
