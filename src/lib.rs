@@ -25,3 +25,4 @@ pub mod planes;
 pub mod problem;
 pub mod random;
 pub mod telemetry;
+pub mod web;
