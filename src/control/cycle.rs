@@ -110,11 +110,11 @@ impl CycleRunner {
     pub async fn run(&mut self, occasion: Occasion) -> Result<i64, CycleError> {
         let began = self.clock.elapsed();
         let result = self.try_run(occasion).await;
-        metrics::histogram!("showrunner_cycle_duration_seconds")
+        metrics::histogram!("showrunner_cycle_seconds")
             .record((self.clock.elapsed() - began).as_secs_f64());
         if let Err(cause) = &result {
             tracing::error!(%cause, "the cycle failed; the next one runs");
-            metrics::counter!("showrunner_cycles_total", "status" => "error").increment(1);
+            count(occasion.trigger, "error");
             if let CycleError::Store(cause) = cause {
                 self.record_error(occasion, cause).await;
             }
@@ -191,7 +191,7 @@ impl CycleRunner {
                 tracing::info!("Cycle {id}: No actions needed, system {} ({})", status.as_str(), system.health_score);
             }
         }
-        metrics::counter!("showrunner_cycles_total", "status" => "idle").increment(1);
+        count(occasion.trigger, "idle");
         Ok(id)
     }
 
@@ -223,7 +223,7 @@ impl CycleRunner {
             return Err(over.into());
         }
         self.close(id, occasion.term, &execution, execute).await?;
-        metrics::counter!("showrunner_cycles_total", "status" => "completed").increment(1);
+        count(occasion.trigger, "completed");
         Ok(id)
     }
 
@@ -392,6 +392,10 @@ impl CycleRunner {
             self.unrecorded = Some((count + 1, since, first));
         }
     }
+}
+
+fn count(trigger: Trigger, status: &'static str) {
+    metrics::counter!("showrunner_cycles_total", "trigger" => trigger.as_str(), "status" => status).increment(1);
 }
 
 fn started(id: i64, decided: &Decided) -> Entry {

@@ -180,6 +180,7 @@ impl Runner {
         let late = self.clock.elapsed().saturating_sub(*next_tick);
         let skipped = (late.as_nanos() / self.interval.as_nanos()) as u32;
         if skipped > 0 {
+            metrics::counter!("showrunner_skipped_ticks_total").increment(u64::from(skipped));
             tracing::warn!(skipped, "ticks were left out: the cycle before took longer than the interval");
         }
         *next_tick += self.interval * (skipped + 1);
