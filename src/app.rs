@@ -61,6 +61,8 @@ pub struct App {
     orchestrator: Orchestrator,
     publishing: Arc<Publishing>,
     db: Db,
+    /// Whether the database was opened here, and so is closed here.
+    owns_db: bool,
     doors: Part,
     control: Part,
     work: Part,
@@ -95,6 +97,7 @@ impl App {
         if listen {
             http::check_exposure(&config).map_err(StartError::Refused)?;
         }
+        let owns_db = db.is_none();
         let db = match db {
             Some(db) => db,
             None => {
@@ -123,6 +126,7 @@ impl App {
             orchestrator,
             publishing: publishing.clone(),
             db: db.clone(),
+            owns_db,
             doors: Part::default(),
             control: Part::default(),
             work: Part::default(),
@@ -147,7 +151,8 @@ impl App {
         if mode == Mode::Serve {
             app.start_work(&config, clock, random.clone(), instance);
             let upkeep = Upkeep::start(db, lead, config.retention.clone()).await;
-            app.upkeep = Some(upkeep.map_err(|cause| StartError::Refused(format!("upkeep cannot be scheduled: {cause}")))?);
+            app.upkeep =
+                Some(upkeep.map_err(|cause| StartError::Refused(format!("upkeep cannot be scheduled: {cause}")))?);
         }
         if listen {
             app.open_doors(config, random).await?;
@@ -175,8 +180,7 @@ impl App {
 
     async fn open_doors(&mut self, config: Config, random: Random) -> Result<(), StartError> {
         let address = SocketAddr::new(config.host, config.port);
-        let listener =
-            TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })?;
+        let listener = TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })?;
         self.address = listener.local_addr().ok();
         let drain = Duration::from_millis(config.http.drain_timeout_ms);
         let state = http::AppState {
@@ -220,6 +224,8 @@ impl App {
         }
         self.control.end().await;
         self.work.end().await;
-        self.db.close().await;
+        if self.owns_db {
+            self.db.close().await;
+        }
     }
 }

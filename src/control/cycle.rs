@@ -110,8 +110,7 @@ impl CycleRunner {
     pub async fn run(&mut self, occasion: Occasion) -> Result<i64, CycleError> {
         let began = self.clock.elapsed();
         let result = self.try_run(occasion).await;
-        metrics::histogram!("showrunner_cycle_seconds")
-            .record((self.clock.elapsed() - began).as_secs_f64());
+        metrics::histogram!("showrunner_cycle_seconds").record((self.clock.elapsed() - began).as_secs_f64());
         if let Err(cause) = &result {
             tracing::error!(%cause, "the cycle failed; the next one runs");
             count(occasion.trigger, "error");
@@ -195,12 +194,7 @@ impl CycleRunner {
         Ok(id)
     }
 
-    async fn act(
-        &mut self,
-        occasion: Occasion,
-        decided: Decided,
-        entries: Vec<Entry>,
-    ) -> Result<i64, CycleError> {
+    async fn act(&mut self, occasion: Occasion, decided: Decided, entries: Vec<Entry>) -> Result<i64, CycleError> {
         let snapshot = to_json(&decided.snapshot);
         let stored = self.snapshots.encode(&snapshot);
         let mut tx = self.begin_fenced(occasion.term).await?;
@@ -317,9 +311,7 @@ impl CycleRunner {
                 let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 tracing::warn!(?errors, "the new rules were rejected; the last good ones stay in force");
                 let payload = json!({ "hash": hash, "active": active, "errors": errors });
-                vec![
-                    Entry::new("orchestrator.rules_rejected", Actor::System, payload).severity(Severity::Warning),
-                ]
+                vec![Entry::new("orchestrator.rules_rejected", Actor::System, payload).severity(Severity::Warning)]
             }
         }
     }

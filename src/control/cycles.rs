@@ -160,7 +160,9 @@ fn difference(base: &Value, now: &Value, at: &mut String, changes: &mut Map<Stri
     }
     let length = at.len();
     match (base, now) {
-        (Value::Object(old), Value::Object(new)) if old.len() == new.len() && new.keys().all(|k| old.contains_key(k)) => {
+        (Value::Object(old), Value::Object(new))
+            if old.len() == new.len() && new.keys().all(|k| old.contains_key(k)) =>
+        {
             for (key, value) in new {
                 at.push('/');
                 at.push_str(&key.replace('~', "~0").replace('/', "~1"));

@@ -86,7 +86,11 @@ impl Executor {
                 Attempt::Executed(effect) => (ActionOutcome::Executed, effect.detail),
                 Attempt::TermOver(over) => {
                     execution.failed += 1;
-                    execution.results.push(result(planned, ActionOutcome::Failed, json!({ "error": over.to_string() })));
+                    execution.results.push(result(
+                        planned,
+                        ActionOutcome::Failed,
+                        json!({ "error": over.to_string() }),
+                    ));
                     return (execution, Some(over.into()));
                 }
                 Attempt::Refused(reason) => {
@@ -240,12 +244,7 @@ fn executed_entry(cycle_id: i64, planned: &PlannedAction, effect: &Effect) -> En
     entry("orchestrator.action_executed", cycle_id, planned, &effect.detail)
 }
 
-fn failed_entry(
-    cycle_id: i64,
-    planned: &PlannedAction,
-    outcome: ActionOutcome,
-    detail: &serde_json::Value,
-) -> Entry {
+fn failed_entry(cycle_id: i64, planned: &PlannedAction, outcome: ActionOutcome, detail: &serde_json::Value) -> Entry {
     // A refusal is the plane's answer, not an error: it must not lower health.
     let severity = if outcome == ActionOutcome::Refused { Severity::Warning } else { Severity::Error };
     entry("orchestrator.action_failed", cycle_id, planned, detail).severity(severity)

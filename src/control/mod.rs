@@ -41,4 +41,4 @@ pub use governors::ActionOutcome;
 pub use monitor::Monitor;
 pub use runner::{Lead, Mode, Runner};
 pub use switch::initialise as initialise_switch;
-pub use upkeep::{Upkeep, forget_old, fold_tallies};
+pub use upkeep::{Upkeep, fold_tallies, forget_old};

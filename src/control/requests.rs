@@ -22,7 +22,8 @@ pub async fn ask(db: &Db, actor: &Actor) -> Result<i64> {
 
 /// Whether any request waits for a leader.
 pub async fn any_open(db: &Db) -> Result<bool> {
-    let open: Option<(i64,)> = db.query("SELECT id FROM cycle_requests WHERE taken_at IS NULL LIMIT 1").optional().await?;
+    let open: Option<(i64,)> =
+        db.query("SELECT id FROM cycle_requests WHERE taken_at IS NULL LIMIT 1").optional().await?;
     Ok(open.is_some())
 }
 
@@ -53,9 +54,11 @@ pub async fn answer(tx: &mut Tx, id: i64, answer: &Answer) -> Result<()> {
 
 /// Gives back requests that a dead leader took and never answered.
 pub async fn reopen(tx: &mut Tx) -> Result<()> {
-    tx.query("UPDATE cycle_requests SET taken_at = NULL WHERE taken_at IS NOT NULL AND cycle_id IS NULL AND error IS NULL")
-        .execute()
-        .await?;
+    tx.query(
+        "UPDATE cycle_requests SET taken_at = NULL WHERE taken_at IS NOT NULL AND cycle_id IS NULL AND error IS NULL",
+    )
+    .execute()
+    .await?;
     Ok(())
 }
 

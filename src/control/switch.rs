@@ -9,8 +9,10 @@ use crate::sql;
 
 /// Whether the loop is switched on.
 pub async fn is_on(db: &Db) -> Result<bool> {
-    let on: Option<(i64,)> =
-        db.query("SELECT CAST(CASE WHEN enabled THEN 1 ELSE 0 END AS BIGINT) FROM loop_switch WHERE id = 1").optional().await?;
+    let on: Option<(i64,)> = db
+        .query("SELECT CAST(CASE WHEN enabled THEN 1 ELSE 0 END AS BIGINT) FROM loop_switch WHERE id = 1")
+        .optional()
+        .await?;
     Ok(on == Some((1,)))
 }
 

@@ -41,23 +41,34 @@ impl Upkeep {
     pub async fn start(db: Db, lead: Lead, retention: Retention) -> std::result::Result<Self, JobSchedulerError> {
         let context = Context { db, lead, retention: Arc::new(retention) };
         let scheduler = JobScheduler::new().await?;
-        scheduler.add(job(FOLD_TALLIES, "roll-up", context.clone(), |context| async move {
-            fold_tallies(&context.db).await
-        })?).await?;
-        scheduler.add(job(FORGET_OLD, "retention", context.clone(), |context| async move {
-            forget_old(&context.db, &context.retention).await
-        })?).await?;
-        scheduler.add(job(PRUNE_LEDGER, "ledger retention", context.clone(), |context| async move {
-            let kept = context.retention.ledger_days;
-            if kept > 0 {
-                let kept = Duration::from_secs(u64::from(kept) * 24 * 3600);
-                ledger::prune(&context.db, kept, &Actor::System).await?;
-            }
-            Ok(())
-        })?).await?;
-        scheduler.add(job(RECONCILE, "reconciliation", context, |context| async move {
-            publishing::reconcile_if_needed(&context.db).await
-        })?).await?;
+        scheduler
+            .add(job(
+                FOLD_TALLIES,
+                "roll-up",
+                context.clone(),
+                |context| async move { fold_tallies(&context.db).await },
+            )?)
+            .await?;
+        scheduler
+            .add(job(FORGET_OLD, "retention", context.clone(), |context| async move {
+                forget_old(&context.db, &context.retention).await
+            })?)
+            .await?;
+        scheduler
+            .add(job(PRUNE_LEDGER, "ledger retention", context.clone(), |context| async move {
+                let kept = context.retention.ledger_days;
+                if kept > 0 {
+                    let kept = Duration::from_secs(u64::from(kept) * 24 * 3600);
+                    ledger::prune(&context.db, kept, &Actor::System).await?;
+                }
+                Ok(())
+            })?)
+            .await?;
+        scheduler
+            .add(job(RECONCILE, "reconciliation", context, |context| async move {
+                publishing::reconcile_if_needed(&context.db).await
+            })?)
+            .await?;
         scheduler.start().await?;
         Ok(Self { scheduler })
     }
@@ -70,7 +81,12 @@ impl Upkeep {
     }
 }
 
-fn job<F, Work>(schedule: &str, name: &'static str, context: Context, work: F) -> std::result::Result<Job, JobSchedulerError>
+fn job<F, Work>(
+    schedule: &str,
+    name: &'static str,
+    context: Context,
+    work: F,
+) -> std::result::Result<Job, JobSchedulerError>
 where
     F: Fn(Context) -> Work + Send + Sync + Copy + 'static,
     Work: Future<Output = Result<()>> + Send + 'static,
@@ -113,7 +129,8 @@ pub async fn forget_old(db: &Db, retention: &Retention) -> Result<()> {
     let days = |days: u32| Duration::from_secs(u64::from(days) * 24 * 3600);
     let mut tx = db.begin().await?;
     let now = tx.now().await?;
-    let before = |kept: u32| if kept == 0 { Timestamp::new(chrono::DateTime::UNIX_EPOCH) } else { now.before(days(kept)) };
+    let before =
+        |kept: u32| if kept == 0 { Timestamp::new(chrono::DateTime::UNIX_EPOCH) } else { now.before(days(kept)) };
     cycles::forget(&mut tx, before(retention.idle_cycles_days), before(retention.cycles_days)).await?;
     queue::forget_finished(&mut tx, before(retention.jobs_days)).await?;
     governors::forget(&mut tx).await?;

@@ -32,7 +32,8 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 /// The room of a file: `src/planes/queue/store.rs` is `planes::queue::store`.
 fn room_of(file: &Path, root: &Path) -> String {
     let below = file.strip_prefix(root).expect("below the source").with_extension("");
-    let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy().into_owned()).filter(|part| part != "mod").collect();
+    let parts: Vec<_> =
+        below.iter().map(|part| part.to_string_lossy().into_owned()).filter(|part| part != "mod").collect();
     parts.join("::")
 }
 
@@ -66,9 +67,12 @@ fn breach(room: &str, named: &str) -> Option<String> {
     if there > here {
         return Some(format!("{room} (floor {here}) imports {named} (floor {there}): up"));
     }
-    let plane = |room: &str| room.strip_prefix("planes::").map(|rest| rest.split("::").next().unwrap_or_default().to_owned());
+    let plane =
+        |room: &str| room.strip_prefix("planes::").map(|rest| rest.split("::").next().unwrap_or_default().to_owned());
     match (plane(room), plane(named)) {
-        (Some(mine), Some(other)) if mine != other && other != "queue" && other.chars().next().is_some_and(char::is_lowercase) => {
+        (Some(mine), Some(other))
+            if mine != other && other != "queue" && other.chars().next().is_some_and(char::is_lowercase) =>
+        {
             Some(format!("{room} imports {named}: sideways between planes"))
         }
         _ => None,

@@ -243,12 +243,14 @@ pub(super) async fn spread_low_priority(tx: &mut Tx) -> Result<u64> {
     candidates.sort_unstable(); // the oldest come back first
     let step = Duration::from_secs(600) / candidates.len().max(1) as u32;
     for (position, (id,)) in candidates.iter().enumerate() {
-        tx.query("UPDATE jobs SET status = 'waiting', run_at = $1, updated_at = $2 WHERE id = $3 AND status = 'pending'")
-            .bind(now.after(step * (position as u32 + 1)))
-            .bind(now)
-            .bind(*id)
-            .execute()
-            .await?;
+        tx.query(
+            "UPDATE jobs SET status = 'waiting', run_at = $1, updated_at = $2 WHERE id = $3 AND status = 'pending'",
+        )
+        .bind(now.after(step * (position as u32 + 1)))
+        .bind(now)
+        .bind(*id)
+        .execute()
+        .await?;
     }
     Ok(candidates.len() as u64)
 }

@@ -139,8 +139,7 @@ impl Worker {
         store::rescue(&mut tx, store::BATCH).await?;
         store::promote_due(&mut tx, store::BATCH).await?;
         let options = &self.options;
-        let jobs =
-            store::claim(&mut tx, options.queue, &kinds, &options.name, options.lease, room as i64).await?;
+        let jobs = store::claim(&mut tx, options.queue, &kinds, &options.name, options.lease, room as i64).await?;
         tx.commit().await?;
         let full = jobs.len() == room;
         for job in jobs {

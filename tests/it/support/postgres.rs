@@ -28,7 +28,10 @@ pub async fn fresh_database() -> Option<String> {
     };
     let name = format!("showrunner_test_{}_{}", std::process::id(), next_number());
     let mut connection = PgConnection::connect(&server).await.expect("the server that was found");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.expect("a database");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        .execute(&mut connection)
+        .await
+        .expect("a database");
     let (place, _) = server.rsplit_once('/').expect("a URL with a database");
     Some(format!("{place}/{name}"))
 }
@@ -38,7 +41,9 @@ pub async fn drop_database(url: &str) {
     let Some(Some(server)) = SERVER.get() else { return };
     let (_, name) = url.rsplit_once('/').expect("a URL with a database");
     if let Ok(mut connection) = PgConnection::connect(server).await {
-        let _ = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"))).execute(&mut connection).await;
+        let _ = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")))
+            .execute(&mut connection)
+            .await;
     }
 }
 
@@ -106,7 +111,14 @@ fn start_temporary(binaries: &Path) -> Option<String> {
          -c unix_socket_directories={dir} >>{dir}/log 2>&1 & server=$!; \
          while kill -0 {parent} 2>/dev/null; do sleep 1; done; kill -INT $server; wait $server; rm -rf {dir}"
     );
-    Command::new("sh").arg("-c").arg(watchdog).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
+    Command::new("sh")
+        .arg("-c")
+        .arg(watchdog)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
     let came_up = (0..60).any(|_| {
         let up = lets_us_in(&url);

@@ -85,14 +85,23 @@ impl World {
         self.db = self.db.clone().with_faults(faults);
     }
 
-    /// Starts the service on this world's database, clock and configuration.
+    /// Starts the whole service on this world's database, clock and configuration.
     pub async fn start(&mut self) -> &App {
+        self.start_as(Mode::Serve).await
+    }
+
+    /// Starts the doors and the loop only, and the loop only on request: nothing moves unless the story moves it.
+    pub async fn start_still(&mut self) -> &App {
+        self.start_as(Mode::Command).await
+    }
+
+    async fn start_as(&mut self, mode: Mode) -> &App {
         let parts = Parts {
             config: self.config.clone(),
             clock: self.clock.clone(),
             random: Random::seeded(1),
             db: Some(self.db.clone()),
-            mode: Mode::Serve,
+            mode,
             listen: true,
         };
         self.app = Some(App::start(parts).await.expect("the service starts"));
@@ -121,6 +130,64 @@ impl World {
         use showrunner::clock::Clock;
         let by = (time(at) - self.clock.now()).to_std().expect("time goes forward");
         self.clock.advance(by);
+    }
+
+    /// A time in the past of this world's clock, as a literal for SQL.
+    pub fn ago(&self, minutes: i64) -> String {
+        use showrunner::clock::Clock;
+        let at = self.clock.now() - chrono::TimeDelta::minutes(minutes);
+        format!("'{}'", at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+    }
+
+    /// Jobs of another program, pending for some minutes.
+    pub async fn pending_jobs(&self, count: usize, minutes: i64) {
+        for _ in 0..count {
+            self.sql(&format!("INSERT INTO jobs (kind, created_at) VALUES ('render', {})", self.ago(minutes))).await;
+        }
+    }
+
+    /// A clip of another program; returns its id.
+    pub async fn clip(&self, visual_score: f64, campaign: Option<i64>) -> i64 {
+        let campaign = campaign.map_or("NULL".to_owned(), |id| id.to_string());
+        let now = self.ago(0);
+        self.sql(&format!(
+            "INSERT INTO clips (title, media_uri, visual_score, campaign_id, created_at)
+             VALUES ('a clip', 's3://clips/1.mp4', {visual_score}, {campaign}, {now})"
+        ))
+        .await;
+        self.number("SELECT MAX(id) FROM clips").await
+    }
+
+    /// An active campaign of another program; returns its id.
+    pub async fn campaign(&self, budget_cents: i64) -> i64 {
+        self.sql(&format!(
+            "INSERT INTO campaigns (name, status, budget_cents, created_at)
+             VALUES ('a campaign', 'active', {budget_cents}, {})",
+            self.ago(0)
+        ))
+        .await;
+        self.number("SELECT MAX(id) FROM campaigns").await
+    }
+
+    /// A publication of another program that failed some minutes ago; returns its id.
+    pub async fn failed_log(&self, clip: i64, platform: &str, minutes: i64) -> i64 {
+        let at = self.ago(minutes);
+        self.sql(&format!(
+            "INSERT INTO publish_logs (clip_id, platform, status, last_error, failed_at, created_at, updated_at)
+             VALUES ({clip}, '{platform}', 'failed', 'refused', {at}, {at}, {at})"
+        ))
+        .await;
+        self.number("SELECT MAX(id) FROM publish_logs").await
+    }
+
+    /// Errors in the ledger that have nothing to do with the loop.
+    pub async fn ledger_errors(&self, count: usize) {
+        use showrunner::actor::Actor;
+        use showrunner::ledger::{Entry, Severity, append};
+        let mut tx = self.db.begin().await.expect("a transaction");
+        let entry = Entry::new("test.error", Actor::System, serde_json::json!({})).severity(Severity::Error);
+        append(&mut tx, &vec![entry; count]).await.expect("entries");
+        tx.commit().await.expect("a commit");
     }
 
     /// Runs a statement as another program would.
@@ -222,6 +289,21 @@ async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
     let status = response.status().as_u16();
     let text = response.text().await.expect("a body");
     (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+}
+
+/// Whether a decision holds a proposal of the rule.
+pub fn proposed(result: &Value, rule: &str) -> bool {
+    list(&result["decision"]["proposals"]).iter().any(|proposal| proposal["rule"] == rule)
+}
+
+/// The planned actions of a kind.
+pub fn planned<'a>(result: &'a Value, action: &str) -> Vec<&'a Value> {
+    list(&result["decision"]["actions"]).iter().filter(|planned| planned["action"] == action).collect()
+}
+
+/// The elements of a JSON array.
+pub fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// A time in RFC 3339.
