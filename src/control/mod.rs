@@ -2,5 +2,6 @@
 
 pub mod action;
 pub mod decider;
+pub mod health;
 pub mod orchestrator;
 pub mod snapshot;
