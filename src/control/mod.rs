@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `snapshot` | what one look saw, section by section |
 //! | `monitor` | the look |
+//! | `health` | the score, by `health.rhai` |
 //! | `decider` | the rule language, its sandbox, proposals and the plan |
 //! | `action` | what can be done |
 //! | `executor` | doing it, fenced by the term |
@@ -27,6 +28,7 @@ pub mod decider;
 mod executor;
 mod governors;
 mod leader;
+pub mod health;
 mod monitor;
 pub mod orchestrator;
 mod requests;
