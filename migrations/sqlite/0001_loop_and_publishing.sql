@@ -102,8 +102,12 @@ CREATE UNIQUE INDEX publish_logs_idempotency ON publish_logs (idempotency_key);
 CREATE UNIQUE INDEX publish_logs_live ON publish_logs (clip_id, platform) WHERE status NOT IN ('failed', 'cancelled');
 CREATE INDEX publish_logs_of_clip ON publish_logs (clip_id, platform, status);
 CREATE INDEX publish_logs_due ON publish_logs (scheduled_at, platform) WHERE status IN ('scheduled', 'retry');
-CREATE INDEX publish_logs_of_platform ON publish_logs (platform, scheduled_at)
+-- When a platform's slots are taken.
+CREATE INDEX publish_logs_slots ON publish_logs (platform, coalesce(published_at, scheduled_at, pending_at, created_at))
     WHERE status NOT IN ('failed', 'cancelled');
+CREATE INDEX publish_logs_due_on_platform ON publish_logs (platform, scheduled_at) WHERE status IN ('scheduled', 'retry');
+CREATE INDEX publish_logs_in_flight ON publish_logs (platform, job_id) WHERE status IN ('pending', 'publishing');
+CREATE INDEX publish_logs_waiting_on ON publish_logs (job_id) WHERE status = 'pending';
 CREATE INDEX publish_logs_attempted ON publish_logs (platform, attempted_at) WHERE attempted_at IS NOT NULL;
 CREATE INDEX publish_logs_pending ON publish_logs (coalesce(pending_at, created_at)) WHERE status = 'pending';
 CREATE INDEX publish_logs_without_job ON publish_logs (priority DESC, id) WHERE status = 'pending' AND job_id IS NULL;
