@@ -18,7 +18,7 @@ mod page;
 mod params;
 mod path;
 
-pub use body::Body;
+pub use body::{Body, too_large};
 pub use idempotency::IdempotencyKey;
 pub use page::{Cursor, Limit, Page};
 pub use params::Params;
