@@ -205,8 +205,6 @@ pub struct Retention {
     pub cycles_days: u32,
     /// Finished jobs.
     pub jobs_days: u32,
-    /// Events.
-    pub events_days: u32,
     /// Ledger entries; a checkpoint stays.
     pub ledger_days: u32,
 }
@@ -381,7 +379,7 @@ impl Default for Webhook {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { idle_cycles_days: 2, cycles_days: 30, jobs_days: 14, events_days: 14, ledger_days: 0 }
+        Self { idle_cycles_days: 2, cycles_days: 30, jobs_days: 14, ledger_days: 0 }
     }
 }
 
