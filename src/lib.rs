@@ -16,6 +16,7 @@
 pub mod actor;
 pub mod app;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

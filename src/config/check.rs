@@ -77,7 +77,6 @@ impl Config {
             ("retention.idle_cycles_days", retention.idle_cycles_days),
             ("retention.cycles_days", retention.cycles_days),
             ("retention.jobs_days", retention.jobs_days),
-            ("retention.events_days", retention.events_days),
             ("retention.ledger_days", retention.ledger_days),
         ] {
             faults.within(key, days.into(), 0..=36_500);

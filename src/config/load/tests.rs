@@ -149,7 +149,11 @@ fn what_is_refused_names_its_place_and_what_would_be_taken() {
         (yaml("orchestrator: 5"), &[], "showrunner.yaml: orchestrator: takes keys and values of its own"),
         (yaml("auth:\n  tokens: 5"), &[], "showrunner.yaml: auth.tokens: takes a list"),
         (yaml("- 1\n- 2"), &[], "showrunner.yaml: "),
-        (yaml("publishing:\n  sandbox:\n    refuse: .nan"), &[], "publishing.sandbox.refuse: `null` is not a number"),
+        (
+            Some(("showrunner.toml", "[publishing.sandbox]\nrefuse = nan")),
+            &[],
+            "publishing.sandbox.refuse: `null` is not a number",
+        ),
         (yaml("a: [1"), &[], "showrunner.yaml: cannot be read"),
         (None, &[("SHOWRUNNER_PUBLISHING__TIMEZONE", "UTC")], "did you mean `SHOWRUNNER_PUBLISHING__TIME_ZONE`?"),
         (None, &[("SHOWRUNNER_PUBLISHING", "UTC")], "SHOWRUNNER_PUBLISHING: sets no key"),
