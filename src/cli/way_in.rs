@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::failure::{Failure, Outcome};
 use super::{Common, Server};
 use crate::actor::Actor;
-use crate::app::{App, Parts};
+use crate::app::{App, Mode, Parts};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::control::orchestrator::{CycleReport, LoopStatus};
@@ -36,7 +36,7 @@ impl WayIn {
             None => {
                 let config = common.load()?;
                 let (clock, random) = (SystemClock::shared(), Random::from_machine());
-                let app = App::start(Parts { config, clock, random, listen: false }).await?;
+                let app = App::start(Parts { config, clock, random, db: None, mode: Mode::Command, listen: false }).await?;
                 Ok(Self::Database(Box::new(app)))
             }
         }
