@@ -222,9 +222,11 @@ function cycle(row) {
   if (row.health_score !== null) head.push(item("span", "score", `health ${row.health_score}`));
   const parts = [item("div", "cycle-head", head)];
   if (row.error) parts.push(item("p", "why", row.error));
-  const plan = row.decision?.plan ?? [];
+  const plan = row.decision?.actions ?? [];
   const results = row.result?.results ?? [];
+  const held = (row.decision?.proposals ?? []).filter(({ fate }) => fate === "held");
   if (plan.length) parts.push(item("ul", "actions", plan.map((planned, index) => action(planned, results[index]))));
+  if (held.length) parts.push(heldBack(held));
   return item("li", "", parts);
 }
 
@@ -237,14 +239,23 @@ function summary(row) {
 
 function action(planned, result) {
   const outcome = result?.outcome ?? "planned";
-  const refusal = outcome === "executed" ? null : result?.detail?.reason ?? result?.detail?.error ?? null;
-  const kind = planned.action?.action ?? result?.action ?? "";
-  const parts = [
+  const refusal = outcome === "executed" ? [] : Object.values(result?.detail ?? {}).filter((text) => typeof text === "string");
+  return item("li", "", [
     item("span", `tag ${outcome}`, outcome),
-    item("span", "what", [item("code", "", kind), ` ${planned.target ?? ""}`]),
-    item("span", "why", [...(planned.reasons ?? []), refusal].filter(Boolean).join("; ")),
-  ];
-  return item("li", "", parts);
+    item("span", "what", [item("code", "", planned.action), ` ${planned.target}`]),
+    item("span", "why", [...planned.reasons, ...refusal].join("; ")),
+  ]);
+}
+
+function heldBack(proposals) {
+  const lines = proposals.slice(0, 20).map((proposal) => item("li", "", [
+    item("span", "tag idle", "held back"),
+    item("span", "what", [item("code", "", proposal.action), ` ${proposal.target}`]),
+    item("span", "why", [proposal.reason, proposal.because].filter(Boolean).join("; ")),
+  ]));
+  const details = item("details", "", [item("summary", "quiet", `${count(proposals.length, "proposal")} held back`)]);
+  details.append(item("ul", "actions", lines));
+  return details;
 }
 
 // ---- the chart
