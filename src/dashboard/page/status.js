@@ -187,9 +187,10 @@ function showRules(rules) {
     const reasons = item("ul", "", rules.rejected_because.map((reason) => item("li", "", reason)));
     parts.push(item("div", "rejected", [item("p", "", "A newer set was rejected; the one before stays in force:"), reasons]));
   }
-  for (const [name, source] of Object.entries(rules.files)) {
-    parts.push(item("details", "", [item("summary", "", name), item("pre", "", item("code", "", source))]));
-  }
+  parts.push(item("ul", "", rules.rules.map((rule) => item("li", "", [
+    item("strong", "", rule.name), rule.mode === "act" ? "" : " (only observes)",
+    item("span", "quiet", ` priority ${rule.priority}, then `), item("code", "", rule.action),
+  ]))));
   $("rules").replaceChildren(...parts);
 }
 
@@ -204,11 +205,29 @@ function showCycles(rows) {
   let next = all[0].id;
   for (const row of all.filter((row) => row.status !== "idle").slice(0, 20)) {
     if (next > row.id) lines.push(idle(next - row.id, byId.get(next)));
-    lines.push(cycle(row));
+    lines.push(kept(row));
     next = row.id - 1;
   }
   if (lines.length === 0) lines.push(idle(all.length, all[0], all.length === 20));
-  $("cycles").replaceChildren(...lines);
+  place($("cycles"), lines);
+}
+
+// A cycle that has ended is drawn once and stays where it is, so that nobody loses what they opened or focused.
+const drawn = new Map();
+
+function kept(row) {
+  const key = `${row.id}${row.status}`;
+  if (!drawn.has(key)) drawn.set(key, cycle(row));
+  return drawn.get(key);
+}
+
+function place(parent, nodes) {
+  const wanted = new Set(nodes);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  nodes.forEach((node, index) => {
+    if (parent.children[index] !== node) parent.insertBefore(node, parent.children[index] ?? null);
+  });
+  for (const [key, element] of drawn) if (!wanted.has(element)) drawn.delete(key);
 }
 
 function idle(cycles, latest, more = false) {
@@ -260,7 +279,7 @@ function heldBack(proposals) {
 
 // ---- the chart
 
-const LEFT = 30, RIGHT = 636, TOP = 8, BOTTOM = 166;
+const LEFT = 30, RIGHT = 474, TOP = 8, BOTTOM = 166;
 
 function showChart(snapshot) {
   const now = Date.parse(snapshot.at);
