@@ -8,7 +8,7 @@ use clap::Args;
 use super::Common;
 use super::failure::{Failure, Outcome};
 use super::output::Output;
-use crate::app::{App, Parts};
+use crate::app::{App, Mode, Parts};
 use crate::clock::SystemClock;
 use crate::random::Random;
 use crate::telemetry;
@@ -47,7 +47,7 @@ impl Serve {
         let mut signals = Signals::listen()?;
         let (clock, random) = (SystemClock::shared(), Random::from_machine());
         let app = tokio::select! {
-            app = App::start(Parts { config, clock, random, listen: true }) => app?,
+            app = App::start(Parts { config, clock, random, db: None, mode: Mode::Serve, listen: true }) => app?,
             () = signals.next() => return Ok(()),
         };
         announce(&app, open, out)?;
