@@ -79,7 +79,8 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Store(error) => error.into(),
-            refused => Self::failed(refused.to_string()),
+            StartError::Refused(why) => Self::usage(why),
+            StartError::Listen { .. } => Self::failed(error.to_string()),
         }
     }
 }

@@ -15,6 +15,8 @@ mod failure;
 mod ledger;
 mod migrate;
 mod output;
+mod replay;
+mod rules;
 mod serve;
 mod settings;
 mod steer;
@@ -36,7 +38,7 @@ use output::Output;
     name = "showrunner",
     version,
     max_term_width = 100,
-    after_help = "Examples:\n  showrunner demo                 watch a simulated platform being run\n  showrunner serve --enabled      run the service with the loop on\n  showrunner status               ask how it is\n\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 verification failed or rules rejected,\n4 not reachable."
+    after_help = "Examples:\n  showrunner demo                 watch a simulated platform being run\n  showrunner serve --enabled      run the service with the loop on\n  showrunner status               ask how it is\n\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 verification failed or\nrules rejected, 4 not reachable."
 )]
 struct Cli {
     #[command(flatten)]
@@ -89,9 +91,14 @@ enum Command {
     /// Switch the loop off; a running cycle ends first.
     #[command(after_help = "Example:\n  showrunner disable")]
     Disable(Server),
+    /// Check, list or write out rules.
+    #[command(subcommand)]
+    Rules(rules::Rules),
     /// Read, verify, export or prune the ledger.
     #[command(subcommand)]
     Ledger(ledger::Ledger),
+    /// Decide a recorded cycle again and say whether the same comes out.
+    Replay(replay::Replay),
     /// Bring the database's schema up to this program's.
     Migrate(migrate::Migrate),
     /// Show the configuration.
@@ -155,7 +162,9 @@ async fn run(cli: Cli) -> Outcome {
         Command::Status(server) => steer::status(&common, &server, &mut out).await,
         Command::Enable(server) => steer::switch(&common, &server, true, &mut out).await,
         Command::Disable(server) => steer::switch(&common, &server, false, &mut out).await,
+        Command::Rules(rules) => rules.run(&common, &mut out),
         Command::Ledger(ledger) => ledger.run(&common, &mut out).await,
+        Command::Replay(replay) => replay.run(&common, &mut out).await,
         Command::Migrate(migrate) => migrate.run(&common, &mut out).await,
         Command::Config(settings) => settings.run(&common, &mut out),
         Command::Completions { shell } => {

@@ -36,8 +36,7 @@ impl WayIn {
             None => {
                 let config = common.load()?;
                 let (clock, random) = (SystemClock::shared(), Random::from_machine());
-                let app =
-                    App::start(Parts { config, clock, random, db: None, mode: Mode::Command, listen: false }).await?;
+                let app = App::start(Parts { config, clock, random, db: None, mode: Mode::Command, listen: false }).await?;
                 Ok(Self::Database(Box::new(app)))
             }
         }
@@ -181,9 +180,12 @@ impl Remote {
     }
 
     fn not_reached(&self, cause: &reqwest::Error) -> Failure {
-        let why = std::error::Error::source(cause).map_or_else(|| cause.to_string(), |source| source.to_string());
+        let mut root: &dyn std::error::Error = cause;
+        while let Some(source) = root.source() {
+            root = source;
+        }
         Failure::unreachable(format!(
-            "{} does not answer ({why}). Is the server running? `showrunner serve` starts one; without --url this \
+            "{} does not answer ({root}). Is the server running? `showrunner serve` starts one; without --url this \
              command goes straight to the database.",
             self.base
         ))

@@ -143,6 +143,13 @@ impl Sandbox {
                 faults.add(&key, format!("{probability} is no probability; 0 to 1 is taken"));
             }
         }
+        // They are shares of one draw.
+        let together = self.refuse + self.throttle + self.lose_request + self.lose_answer;
+        if together > 1.0 + 1e-9 {
+            let message =
+                format!("refuse, throttle, lose_request and lose_answer come to {together}; at most 1 is taken");
+            faults.add("publishing.sandbox", message);
+        }
         faults.within("publishing.sandbox.latency_max_ms", self.latency_max_ms, 0..=600_000);
         if self.latency_min_ms > self.latency_max_ms {
             let (low, high) = (self.latency_min_ms, self.latency_max_ms);

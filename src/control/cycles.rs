@@ -3,11 +3,13 @@
 //! A snapshot is stored whole now and then, and between as the fields that differ from the last whole one, so that a
 //! day of idle cycles stays small and every cycle can still be replayed.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::db::{Db, Result, Timestamp, Tx};
+use crate::db::{Db, Json, Result, Timestamp, Tx};
 use crate::sql;
 
 /// Cycles between two whole snapshots: a reader needs two rows at most, and a whole one costs a few kilobytes.
@@ -326,6 +328,13 @@ pub async fn load(db: &Db, id: i64) -> Result<Option<Cycle>> {
     let empty = || Value::Object(Map::new());
     let (decision, result) = (parse(&row.decision, empty()), parse(&row.result, empty()));
     Ok(Some(Cycle { row, snapshot, decision, result }))
+}
+
+/// The sources of a rule set that cycles ran under, by file name.
+pub async fn rule_sources(db: &Db, hash: &str) -> Result<Option<BTreeMap<String, String>>> {
+    let found: Option<(Json<BTreeMap<String, String>>,)> =
+        db.query("SELECT sources FROM rule_sets WHERE hash = $1").bind(hash.to_owned()).optional().await?;
+    Ok(found.map(|(sources,)| sources.0))
 }
 
 /// Takes away idle cycles that began before `idle_before` and all that began before `all_before`, up to a batch. A
