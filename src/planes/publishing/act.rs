@@ -10,10 +10,9 @@ use super::dispatch;
 use super::model::{Campaign, CampaignStatus, Clip, ClipStatus, Event, PublishLog, Status, subject_of_log};
 use super::slots::{self, Bounds};
 use super::store::{self, NewScheduled};
-use super::{Publishing, QUEUE, reconcile};
+use super::{Publishing, reconcile};
 use crate::backoff;
-use crate::db::{Db, Result, Timestamp, Tx};
-use crate::planes::queue::{self, NewJob};
+use crate::db::{Result, Timestamp, Tx};
 use crate::planes::{ActError, Effect};
 
 /// A publication of a promoted clip goes before planned ones.
@@ -151,19 +150,10 @@ pub async fn retry_failed_log(tx: &mut Tx, publishing: &Publishing, log_id: i64)
 
 /// Enqueues the job that asks the platforms what became of publications without an answer; one at a time.
 pub async fn trigger_reconciliation(tx: &mut Tx) -> Result<Effect, ActError> {
-    if store::job_is_live(tx, reconcile::KIND).await? {
+    let enqueued = reconcile::enqueue(tx).await?;
+    if !enqueued.created {
         return refuse("a reconciliation is already under way");
     }
-    let job = NewJob {
-        kind: reconcile::KIND,
-        queue: QUEUE,
-        priority: FORCED_PRIORITY,
-        input: json!({}),
-        idempotency_key: Some(reconcile::KIND.to_owned()),
-        run_at: None,
-        max_attempts: 3,
-    };
-    let enqueued = queue::enqueue(tx, job).await?;
     Ok(Effect { subject: "platforms".to_owned(), detail: json!({ "job_id": enqueued.id }) })
 }
 
@@ -193,9 +183,12 @@ pub async fn downgrade_low_score_clip(tx: &mut Tx, publishing: &Publishing, clip
 }
 
 /// Sends a publication out next, whatever its window.
-pub async fn force_publish(tx: &mut Tx, log_id: i64) -> Result<Effect, ActError> {
+pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) -> Result<Effect, ActError> {
     let log = log_to_change(tx, log_id).await?;
     let next = allowed(&log, Event::Forced)?;
+    if publishing.schedule().get(&log.platform).is_none() {
+        return refuse(format!("platform `{}` of publication {log_id} is not configured", log.platform));
+    }
     if log.status == Status::Retry && log.retry_count >= log.max_retries {
         return refuse(format!("publication {log_id} has used its {} retries", log.max_retries));
     }
@@ -224,12 +217,13 @@ pub async fn force_publish(tx: &mut Tx, log_id: i64) -> Result<Effect, ActError>
     })
 }
 
-/// Fails the publications that waited on jobs which were failed in the queue; they can be retried. Returns their ids.
-pub async fn fail_waiting_on(tx: &mut Tx, job_ids: &[i64], reason: &str) -> Result<Vec<i64>> {
+/// Fails the publications that waited on jobs which an emergency failed in the queue; they can be retried. Returns
+/// their ids.
+pub async fn fail_waiting_on(tx: &mut Tx, job_ids: &[i64]) -> Result<Vec<i64>> {
     if job_ids.is_empty() {
         return Ok(Vec::new());
     }
-    store::fail_waiting_on(tx, job_ids, reason).await
+    store::fail_waiting_on(tx, job_ids, "its job waited too long and was failed in an emergency").await
 }
 
 /// Gives a publication up.
@@ -338,17 +332,4 @@ async fn plan(
             "cost_cents": cost_cents, "visual_score": clip.visual_score,
         }),
     })
-}
-
-/// Enqueues a reconciliation where any publication waits for one: the periodic safeguard beside the rule.
-pub async fn reconcile_if_open(db: &Db) -> Result<()> {
-    if !store::any_open(db).await? {
-        return Ok(());
-    }
-    let mut tx = db.begin().await?;
-    match trigger_reconciliation(&mut tx).await {
-        Ok(_) => tx.commit().await,
-        Err(ActError::Refused(_)) => Ok(()), // one is under way
-        Err(ActError::Store(cause)) => Err(cause),
-    }
 }

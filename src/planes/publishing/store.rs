@@ -229,19 +229,6 @@ pub(super) async fn raise_job(tx: &mut Tx, id: i64, priority: i64) -> Result<()>
     Ok(())
 }
 
-/// Whether a job with this key is live.
-pub(super) async fn job_is_live(tx: &mut Tx, key: &str) -> Result<bool> {
-    let (n,): (i64,) = tx
-        .query(
-            "SELECT COUNT(*) FROM jobs WHERE idempotency_key = $1
-             AND status IN ('waiting', 'pending', 'processing', 'retry')",
-        )
-        .bind(key.to_owned())
-        .one()
-        .await?;
-    Ok(n > 0)
-}
-
 /// Fails the publications that wait on these jobs; returns their ids.
 pub(super) async fn fail_waiting_on(tx: &mut Tx, job_ids: &[i64], reason: &str) -> Result<Vec<i64>> {
     let now = tx.now().await?;
@@ -538,11 +525,4 @@ pub(super) async fn unknown_after(db: &Db, after: i64, limit: i64) -> Result<Vec
         .bind(limit)
         .all()
         .await
-}
-
-/// Whether any publication's outcome is unknown.
-pub async fn any_open(db: &Db) -> Result<bool> {
-    let open: Option<(i64,)> =
-        db.query("SELECT id FROM publish_logs WHERE status = 'unknown' LIMIT 1").optional().await?;
-    Ok(open.is_some())
 }
