@@ -183,7 +183,7 @@ function counts(section, names) {
 function showRules(rules) {
   const where = rules.folder === null ? "the built-in set" : `from ${rules.folder}`;
   const parts = [item("p", "", [`${count(rules.count, "rule")} in force, ${where} `, item("code", "", rules.hash.slice(0, 12))])];
-  if (rules.rejected_hash !== null) {
+  if (rules.rejected_because.length) {
     const reasons = item("ul", "", rules.rejected_because.map((reason) => item("li", "", reason)));
     parts.push(item("div", "rejected", [item("p", "", "A newer set was rejected; the one before stays in force:"), reasons]));
   }
