@@ -65,7 +65,11 @@ pub async fn recall(db: &Db, proposals: &Proposals, now: Timestamp) -> Result<Me
         .bind(now.before(Duration::from_secs(3600)))
         .all()
         .await?;
-    memory.used = used.into_iter().filter(|(action, _)| kinds.contains(&action.as_str())).map(|(action, count)| (action, count as u32)).collect();
+    memory.used = used
+        .into_iter()
+        .filter(|(action, _)| kinds.contains(&action.as_str()))
+        .map(|(action, count)| (action, count as u32))
+        .collect();
     let breakers: Vec<(String, i64, Option<Timestamp>)> = tx
         .query("SELECT action, consecutive_failures, opened_at FROM breakers WHERE consecutive_failures > 0")
         .all()
@@ -73,9 +77,7 @@ pub async fn recall(db: &Db, proposals: &Proposals, now: Timestamp) -> Result<Me
     memory.breakers = breakers
         .into_iter()
         .filter(|(action, ..)| kinds.contains(&action.as_str()))
-        .map(|(action, failures, opened_at)| {
-            (action, Breaker { consecutive_failures: failures as u32, opened_at })
-        })
+        .map(|(action, failures, opened_at)| (action, Breaker { consecutive_failures: failures as u32, opened_at }))
         .collect();
     Ok(memory)
 }
