@@ -1,5 +1,7 @@
 //! Runs the clauses of loaded rules: pure and deterministic, the same rules and snapshot give the same proposals.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use rhai::{Array, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Expression, Position, Scope};
 
 use super::call;
@@ -120,7 +122,8 @@ pub(super) fn unobserved(needed: Sections, missing: Sections) -> Option<String> 
 fn age(action: &Action, snapshot: &Snapshot) -> u64 {
     let (Action::RetryFailedLog { log_id } | Action::ForcePublish { log_id }) = action else { return 0 };
     let Some(logs) = &snapshot.publish_logs else { return 0 };
-    let stuck = logs.stuck.iter().find(|log| log.id == *log_id).map(|log| log.minutes.unsigned_abs().saturating_mul(60));
+    let stuck =
+        logs.stuck.iter().find(|log| log.id == *log_id).map(|log| log.minutes.unsigned_abs().saturating_mul(60));
     let failed = || logs.retryable.iter().find(|log| log.id == *log_id);
     stuck.or_else(|| failed().map(|log| snapshot.at.since(log.failed_at).as_secs())).unwrap_or(0)
 }
@@ -193,23 +196,30 @@ impl<'a> Evaluation<'a> {
 
     /// Evaluates one expression.
     pub(super) fn value(&mut self, expression: &Expr) -> Result<Dynamic, Box<EvalAltResult>> {
-        let mut context =
-            EvalContext::new(self.engine, &mut self.global, &mut self.caches, &mut self.scope, None);
+        let mut context = EvalContext::new(self.engine, &mut self.global, &mut self.caches, &mut self.scope, None);
         context.eval_expression_tree(&Expression::from(expression))
-    }
-
-    fn begin(&mut self) {
-        self.global.num_operations = 0;
-        self.watch.next_rule();
     }
 
     /// What a rule proposes. With `every_clause` its guard is evaluated and then not heeded.
     pub(super) fn rule(&mut self, rule: &Rule, every_clause: bool) -> Result<Vec<(Action, String)>, Broken> {
-        self.begin();
+        self.guarded(|evaluation| evaluation.proposals(rule, every_clause))
+    }
+
+    /// Gives a rule its own budget, and keeps whatever happens in it from the next one: even a panic of the engine.
+    fn guarded<T>(&mut self, run: impl FnOnce(&mut Self) -> Result<T, Broken>) -> Result<T, Broken> {
+        self.global.num_operations = 0;
+        self.watch.next_rule();
         let depth = self.scope.len();
-        let result = self.proposals(rule, every_clause);
+        let result = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
         self.scope.rewind(depth);
-        result
+        result.unwrap_or_else(|_| {
+            // What the engine was doing is lost; its state is begun anew, the scope is only what was pushed.
+            let functions = std::mem::take(&mut self.global.lib);
+            self.global = self.engine.new_global_runtime_state();
+            self.global.lib = functions;
+            self.caches = Caches::new();
+            Err(Broken::new(Position::NONE, "the rule engine failed inside; the log has the cause"))
+        })
     }
 
     fn proposals(&mut self, rule: &Rule, every_clause: bool) -> Result<Vec<(Action, String)>, Broken> {
@@ -218,12 +228,12 @@ impl<'a> Evaluation<'a> {
             found.extend(self.proposal(rule, every_clause)?);
             return Ok(found);
         };
-        let at = list.position();
-        let list = self.value(list)?;
-        // Items are shared: the copy of the list is a copy of handles.
-        let Some(items) = list.read_lock::<Array>().map(|items| items.clone()) else {
+        let at = list.start_position();
+        let list = self.value(list)?.flatten();
+        if !list.is_array() {
             return Err(Broken::new(at, format!("each goes through a list, not {}", call::described(&list))));
-        };
+        }
+        let items = list.cast::<Array>();
         let depth = self.scope.len();
         for item in items {
             self.scope.push_constant_dynamic(name.clone(), item);
@@ -256,22 +266,24 @@ impl<'a> Evaluation<'a> {
         let value = self.value(expression)?;
         value.as_bool().map_err(|_| {
             let got = call::described(&value);
-            Broken::new(expression.position(), format!("when needs true or false, not {got}"))
+            Broken::new(expression.start_position(), format!("when needs true or false, not {got}"))
         })
     }
 
     fn reason(&mut self, expression: &Expr) -> Result<String, Broken> {
         let value = self.value(expression)?;
         let Ok(text) = value.into_immutable_string() else {
-            return Err(Broken::new(expression.position(), "because needs a text"));
+            return Err(Broken::new(expression.start_position(), "because needs a text"));
         };
         Ok(text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(MAX_REASON).collect())
     }
 
     /// The points that a deduction takes off, with the reason; nothing when it does not apply.
     pub(super) fn deduct(&mut self, deduct: &Deduct, every_clause: bool) -> Result<Option<(i64, String)>, Broken> {
-        self.begin();
-        let depth = self.scope.len();
+        self.guarded(|evaluation| evaluation.deduction(deduct, every_clause))
+    }
+
+    fn deduction(&mut self, deduct: &Deduct, every_clause: bool) -> Result<Option<(i64, String)>, Broken> {
         let times = if deduct.per_item {
             let value = self.value(&deduct.value)?;
             if value.is_unit() {
@@ -279,14 +291,13 @@ impl<'a> Evaluation<'a> {
             } else {
                 value.as_int().map_err(|_| {
                     let got = call::described(&value);
-                    Broken::new(deduct.value.position(), format!("for each needs a whole number, not {got}"))
+                    Broken::new(deduct.value.start_position(), format!("for each needs a whole number, not {got}"))
                 })?
             }
         } else {
             i64::from(self.truth(&deduct.value)?)
         };
         let reason = if times > 0 || every_clause { Some(self.reason(&deduct.because)?) } else { None };
-        self.scope.rewind(depth);
         Ok(reason.filter(|_| times > 0).map(|reason| (deduct.points.saturating_mul(times), reason)))
     }
 }

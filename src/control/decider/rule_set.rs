@@ -180,7 +180,7 @@ impl RuleSet {
             }
         }
         errors.sort_by(|a, b| (&a.file, a.line, a.column, &a.message).cmp(&(&b.file, b.line, b.column, &b.message)));
-        errors.dedup();
+        errors.dedup_by(|a, b| (&a.file, a.line, a.column) == (&b.file, b.line, b.column));
         errors
     }
 }
@@ -215,7 +215,10 @@ fn bounds(sources: &BTreeMap<String, String>) -> Result<(), Vec<RuleError>> {
     }
     for (name, source) in sources {
         if name.is_empty() || name.chars().any(char::is_control) {
-            errors.push(RuleError::whole(&name.escape_debug().to_string(), "a file's name may hold no control characters"));
+            errors.push(RuleError::whole(
+                &name.escape_debug().to_string(),
+                "a file's name may hold no control characters",
+            ));
         } else if source.len() > MAX_FILE_BYTES {
             let message = format!("{} bytes; at most {MAX_FILE_BYTES} are taken", source.len());
             errors.push(RuleError::whole(name, message));
@@ -277,7 +280,8 @@ impl<'a> Loader<'a> {
             let Stmt::Var(variable, flags, position) = statement else { continue };
             let (ident, value, _) = &**variable;
             if !flags.contains(rhai::ASTFlags::CONSTANT) {
-                checker.error(*position, format!("write `const {} = …;`: rules keep nothing between cycles", ident.name));
+                checker
+                    .error(*position, format!("write `const {} = …;`: rules keep nothing between cycles", ident.name));
                 continue;
             }
             let known = checker.errors.len();
@@ -293,7 +297,7 @@ impl<'a> Loader<'a> {
             let mut evaluation = Evaluation::new(self.engine, rhai::Scope::new(), None);
             evaluation.enter(file);
             match evaluation.value(value) {
-                Ok(value) => file.constants.push((ident.name.clone(), facts::shared(value))),
+                Ok(value) => file.constants.push((ident.name.clone(), value)),
                 Err(error) => {
                     let broken = super::evaluate::Broken::from(error);
                     let line = ident.pos.line().unwrap_or(0);

@@ -17,8 +17,8 @@ use crate::clock::SharedClock;
 pub const MAX_OPERATIONS: u64 = 200_000;
 /// Time of one rule in one cycle: far beyond what the operations take, for the day when a machine stalls.
 pub const WALL_TIME: Duration = Duration::from_millis(1_000);
-/// Characters of a text, so that doubling it in a loop ends early.
-const MAX_STRING: usize = 16 * 1024;
+/// Bytes of a text, or of all texts in one list or map; a section's texts fit in it several times.
+const MAX_STRING: usize = 64 * 1024;
 /// Items of a list, with those of the lists in it.
 const MAX_ARRAY: usize = 10_000;
 /// Entries of a map, with those of the maps in it.
@@ -33,17 +33,88 @@ const OPERATIONS_BETWEEN_LOOKS: u64 = 256;
 /// Functions that rules may call, beside those that their own file defines.
 pub(super) const FUNCTIONS: &[&str] = &[
     // any value
-    "to_string", "to_debug", "type_of", "is_def_var", "call", "Fn", "curry",
+    "to_string",
+    "to_debug",
+    "type_of",
+    "is_def_var",
+    "call",
+    "Fn",
+    "curry",
     // numbers
-    "abs", "sign", "is_zero", "is_odd", "is_even", "min", "max", "floor", "ceiling", "round", "int", "fraction", "sqrt",
-    "exp", "ln", "log", "to_int", "to_float", "parse_int", "parse_float", "is_nan", "is_finite", "is_infinite",
+    "abs",
+    "sign",
+    "is_zero",
+    "is_odd",
+    "is_even",
+    "min",
+    "max",
+    "floor",
+    "ceiling",
+    "round",
+    "int",
+    "fraction",
+    "sqrt",
+    "exp",
+    "ln",
+    "log",
+    "to_int",
+    "to_float",
+    "parse_int",
+    "parse_float",
+    "is_nan",
+    "is_finite",
+    "is_infinite",
     // texts
-    "len", "is_empty", "contains", "starts_with", "ends_with", "to_upper", "to_lower", "trim", "sub_string", "split",
-    "index_of", "replace", "chars", "bytes", "pad", "crop", "append",
+    "len",
+    "is_empty",
+    "contains",
+    "starts_with",
+    "ends_with",
+    "to_upper",
+    "to_lower",
+    "trim",
+    "sub_string",
+    "split",
+    "index_of",
+    "replace",
+    "chars",
+    "bytes",
+    "pad",
+    "crop",
+    "append",
     // lists and maps
-    "push", "pop", "shift", "insert", "remove", "get", "set", "filter", "map", "reduce", "reduce_rev", "some", "all",
-    "find", "find_map", "index_of_filter", "sort", "sort_desc", "order", "order_desc", "reverse", "extract", "dedup",
-    "keys", "values", "range", "for_each", "drain", "retain", "clear", "truncate", "for_all",
+    "push",
+    "pop",
+    "shift",
+    "insert",
+    "remove",
+    "get",
+    "set",
+    "filter",
+    "map",
+    "reduce",
+    "reduce_rev",
+    "some",
+    "all",
+    "find",
+    "find_map",
+    "index_of_filter",
+    "sort",
+    "sort_desc",
+    "order",
+    "order_desc",
+    "reverse",
+    "extract",
+    "dedup",
+    "keys",
+    "values",
+    "range",
+    "for_each",
+    "drain",
+    "retain",
+    "clear",
+    "truncate",
+    "for_all",
 ];
 
 thread_local! {

@@ -182,8 +182,10 @@ fn window_closing() {
     assert!(closing(&[]).is_empty());
     assert!(closing(&["youtube"]).is_empty(), "the clip is already on that platform");
     assert_eq!(closing(&["tiktok"]), ["window_closing"]);
-    assert!(firing(|snapshot| snapshot.scheduler.as_mut().expect("scheduler").closing_soon.push("tiktok".to_owned()))
-        .is_empty());
+    assert!(
+        firing(|snapshot| snapshot.scheduler.as_mut().expect("scheduler").closing_soon.push("tiktok".to_owned()))
+            .is_empty()
+    );
 }
 
 #[test]
