@@ -134,11 +134,13 @@ pub(super) struct Broken {
     message: String,
     position: Position,
     timed_out: bool,
+    /// An index past the end of a list.
+    pub(super) out_of_bounds: bool,
 }
 
 impl Broken {
     fn new(position: Position, message: impl Into<String>) -> Self {
-        Self { message: message.into(), position, timed_out: false }
+        Self { message: message.into(), position, timed_out: false, out_of_bounds: false }
     }
     pub(super) fn in_cycle(self, rule: &str, file: &str, line: usize) -> RuleFailure {
         let line = self.position.line().unwrap_or(line);
@@ -157,7 +159,8 @@ impl Broken {
 impl From<Box<EvalAltResult>> for Broken {
     fn from(error: Box<EvalAltResult>) -> Self {
         let (message, position, timed_out) = explain(&error);
-        Self { message, position, timed_out }
+        let out_of_bounds = matches!(error.unwrap_inner(), EvalAltResult::ErrorArrayBounds(..));
+        Self { message, position, timed_out, out_of_bounds }
     }
 }
 
@@ -218,7 +221,7 @@ impl<'a> Evaluation<'a> {
             self.global = self.engine.new_global_runtime_state();
             self.global.lib = functions;
             self.caches = Caches::new();
-            Err(Broken::new(Position::NONE, "the rule engine failed inside; the log has the cause"))
+            Err(Broken::new(Position::NONE, "the rule engine panicked; standard error has the cause"))
         })
     }
 
@@ -321,4 +324,27 @@ pub(in crate::control) fn deductions(
         }
     }
     (found, failures, missing.names().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_engine_is_one_rules_failure() {
+        let set = RuleSet::built_in();
+        let snapshot = super::super::examples::full();
+        let mut evaluation = Evaluation::new(&set.engine, facts::scope(&snapshot, set.rule_sections), None);
+        let queue = set.files.iter().find(|file| file.name == "queue.rhai").expect("the queue's rules");
+        evaluation.enter(queue);
+        let broken = evaluation
+            .guarded(|evaluation| -> Result<(), Broken> {
+                evaluation.scope.push_constant("left", 1);
+                panic!("as an engine does")
+            })
+            .expect_err("a failure");
+        assert!(broken.message.contains("panicked"));
+        assert!(evaluation.scope.get("left").is_none());
+        assert_eq!(evaluation.rule(&queue.rules[0], false).expect("the next rule").len(), 1);
+    }
 }

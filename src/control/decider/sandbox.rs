@@ -36,7 +36,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "to_string",
     "to_debug",
     "type_of",
-    "is_def_var",
     "call",
     "Fn",
     "curry",
@@ -78,7 +77,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "index_of",
     "replace",
     "chars",
-    "bytes",
     "pad",
     "crop",
     "append",
@@ -98,7 +96,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "all",
     "find",
     "find_map",
-    "index_of_filter",
     "sort",
     "sort_desc",
     "order",
@@ -114,7 +111,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "retain",
     "clear",
     "truncate",
-    "for_all",
 ];
 
 thread_local! {

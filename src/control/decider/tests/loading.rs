@@ -123,6 +123,16 @@ fn positions_and_suggestions() {
             "rule \"a\" priority 1 then rebalance_queue() because jobs.pending;",
             "test.rhai:1:52: rule a: because needs a text",
         ),
+        (
+            "rule \"a\" priority 1 cooldown \"500ms\" then rebalance_queue() because \"x\";",
+            "test.rhai:1:30: a cooldown is between 1s and 7days",
+        ),
+        // functions
+        (
+            "const LIMIT = 5;\nfn more(n) { n > LIMIT }",
+            "test.rhai:2:18: unknown name LIMIT; a function sees only its parameters",
+        ),
+        ("fn f(n) { jobs.pending > n }", "test.rhai:1:11: unknown name jobs; a function sees only its parameters"),
         // files
         ("let x = 1;", "test.rhai:1:1: write `const x = …;`: rules keep nothing between cycles"),
         ("const X = jobs.pending;", "a constant cannot depend on jobs, which changes"),
@@ -176,6 +186,24 @@ fn clauses_come_in_any_order_and_keywords_are_good_names() {
     );
     assert_eq!((rule.file.as_str(), rule.line, rule.action.as_str()), ("test.rhai", 4, "schedule_clip"));
     assert_eq!(set.rules()[1].name, "then");
+}
+
+#[test]
+fn a_guarded_index_is_a_good_rule_and_an_unguarded_one_is_not() {
+    good(
+        "rule \"a\" priority 1 when publish_logs.stuck.len() > 3 then force_publish(publish_logs.stuck[3].id) \
+         because `${publish_logs.stuck[3].minutes}`;",
+    );
+    let found = refused("rule \"a\" priority 1 then force_publish(publish_logs.stuck[0].id) because \"x\";");
+    assert!(found.starts_with("test.rhai:1:"), "{found}");
+}
+
+#[test]
+fn variables_of_one_function_do_not_disturb_another() {
+    good(
+        "fn sum(list) { let n = 0; for x in list { n += x; } n }\nfn twice(n) { let x = n; let x = x * 2; x }\n\
+         rule \"a\" priority 1 when sum([1, 2]) > twice(1) then rebalance_queue() because { let x = \"y\"; x };",
+    );
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! The same rules, snapshot, memory and settings give the same decision, byte for byte, also through JSON.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::config::Governors;
 use crate::control::action::ACTION_KINDS;
 use crate::planes::publishing::{CampaignView, ClipView, RetryableLog, StuckLog};
+
+static BUILT_IN: LazyLock<RuleSet> = LazyLock::new(RuleSet::built_in);
 
 fn clip() -> impl Strategy<Value = ClipView> {
     (1..50_i64, 0.0..100.0_f64, proptest::sample::subsequence(vec!["instagram", "tiktok", "youtube"], 0..=3)).prop_map(
@@ -79,7 +83,7 @@ prop_compose! {
         breakers in proptest::collection::vec((0..8_u32, proptest::option::of(0..600_u64)), 7),
     ) -> Memory {
         let at = quiet().at;
-        let set = RuleSet::built_in();
+        let set = &BUILT_IN;
         let mut memory = Memory::default();
         for (rule, id, ago) in acted {
             let rule = &set.rules()[rule];
@@ -103,12 +107,12 @@ proptest! {
     fn a_recorded_decision_is_decided_again(
         mut snapshot in snapshots(), memory in memories(), rule_radius in 1..30_usize, plan_radius in 1..60_usize,
     ) {
-        let set = RuleSet::built_in();
+        let set = &BUILT_IN;
         let governors = Governors { rule_blast_radius: rule_radius, plan_blast_radius: plan_radius, ..Governors::default() };
-        assess_health(&set, &mut snapshot, &still());
+        assess_health(set, &mut snapshot, &still());
         // The plan goes by its own time, a little after the snapshot's.
         let at = snapshot.at.after(Duration::from_millis(7));
-        let decision = plan(propose(&set, &snapshot, &still()), &memory, &governors, at);
+        let decision = plan(propose(set, &snapshot, &still()), &memory, &governors, at);
         let written = serde_json::to_string(&decision).expect("json");
 
         let kept: Snapshot = serde_json::from_str(&serde_json::to_string(&snapshot).expect("json")).expect("a snapshot");
