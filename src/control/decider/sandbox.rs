@@ -17,8 +17,8 @@ use crate::clock::SharedClock;
 pub const MAX_OPERATIONS: u64 = 200_000;
 /// Time of one rule in one cycle: far beyond what the operations take, for the day when a machine stalls.
 pub const WALL_TIME: Duration = Duration::from_millis(1_000);
-/// Characters of a text, so that doubling it in a loop ends early.
-const MAX_STRING: usize = 16 * 1024;
+/// Bytes of a text, or of all texts in one list or map; a section's texts fit in it several times.
+const MAX_STRING: usize = 64 * 1024;
 /// Items of a list, with those of the lists in it.
 const MAX_ARRAY: usize = 10_000;
 /// Entries of a map, with those of the maps in it.
@@ -36,7 +36,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "to_string",
     "to_debug",
     "type_of",
-    "is_def_var",
     "call",
     "Fn",
     "curry",
@@ -78,7 +77,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "index_of",
     "replace",
     "chars",
-    "bytes",
     "pad",
     "crop",
     "append",
@@ -98,7 +96,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "all",
     "find",
     "find_map",
-    "index_of_filter",
     "sort",
     "sort_desc",
     "order",
@@ -114,7 +111,6 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "retain",
     "clear",
     "truncate",
-    "for_all",
 ];
 
 thread_local! {
