@@ -59,7 +59,7 @@ pub enum StartError {
 pub struct App {
     address: Option<SocketAddr>,
     orchestrator: Orchestrator,
-    publishing: Arc<Publishing>,
+    publishing: Publishing,
     db: Db,
     /// Whether the database was opened here, and so is closed here.
     owns_db: bool,
@@ -112,7 +112,6 @@ impl App {
         let interval = Duration::from_secs(config.orchestrator.interval_seconds);
         let publishing = Publishing::new(config.publishing.clone(), db.clone(), clock.clone(), random.clone())
             .map_err(StartError::Refused)?;
-        let publishing = Arc::new(publishing);
         let rules = Arc::new(match &config.rules_dir {
             Some(folder) => RuleBook::folder(folder),
             None => RuleBook::built_in(),
@@ -170,10 +169,9 @@ impl App {
             lease: Duration::from_secs(config.queue.lease_seconds),
             drain: QUEUE_DRAIN,
         };
-        let poll_interval = options.poll_interval;
         let worker = Worker::new(self.db.clone(), clock, random, options, self.publishing.handlers());
         self.work.spawn(worker.run(self.work.stop.clone()));
-        let dispatcher = Dispatcher::new(self.publishing.clone(), poll_interval);
+        let dispatcher = Dispatcher::new(self.publishing.clone());
         let stop = self.work.stop.clone();
         self.work.spawn(async move { dispatcher.run(stop).await });
     }
@@ -190,7 +188,7 @@ impl App {
             random,
             metrics: http::metrics::recorder(),
         };
-        let planes = publishing::routes(self.publishing.clone());
+        let planes = utoipa_axum::router::OpenApiRouter::new();
         let router = http::router(state, planes);
         self.doors.spawn(http::serve(listener, router, self.doors.stop.clone(), drain));
         Ok(())
@@ -207,7 +205,7 @@ impl App {
     }
 
     /// The publishing plane.
-    pub fn publishing(&self) -> &Arc<Publishing> {
+    pub fn publishing(&self) -> &Publishing {
         &self.publishing
     }
 

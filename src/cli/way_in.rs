@@ -36,7 +36,8 @@ impl WayIn {
             None => {
                 let config = common.load()?;
                 let (clock, random) = (SystemClock::shared(), Random::from_machine());
-                let app = App::start(Parts { config, clock, random, db: None, mode: Mode::Command, listen: false }).await?;
+                let app =
+                    App::start(Parts { config, clock, random, db: None, mode: Mode::Command, listen: false }).await?;
                 Ok(Self::Database(Box::new(app)))
             }
         }

@@ -11,9 +11,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cycles::{self, Ending, NewCycle, SnapshotWriter, Trigger};
-use super::decider::{self, Decision, Memory, Refresh, RuleBook, RuleFailure, RuleSet};
+use super::decider::{self, Decision, Refresh, RuleBook, RuleFailure, RuleSet};
 use super::executor::{Execution, Executor};
 use super::governors;
+use super::health::assess_health;
 use super::leader::{self, TermOver};
 use super::monitor::Monitor;
 use super::snapshot::{HealthStatus, Snapshot};
@@ -145,13 +146,11 @@ impl CycleRunner {
         let began = self.clock.elapsed();
         let rules = self.rules.current();
         let mut snapshot = self.monitor.look().await?;
-        decider::assess_health(&rules, &mut snapshot);
+        let health_failures = assess_health(&rules, &mut snapshot, &self.clock);
         let observed = self.clock.elapsed();
-        let proposals = decider::propose(&rules, &snapshot, &self.clock);
-        let memory = match proposals.targets() {
-            targets if targets.is_empty() => Memory::default(),
-            targets => governors::recall(&self.db, &targets, snapshot.at).await?,
-        };
+        let mut proposals = decider::propose(&rules, &snapshot, &self.clock);
+        proposals.add_failures(health_failures);
+        let memory = governors::recall(&self.db, &proposals, snapshot.at).await?;
         let decision = decider::plan(proposals, &memory, &self.settings, snapshot.at);
         let decide = self.clock.elapsed() - observed;
         metrics::gauge!("showrunner_health_score").set(snapshot.system.health_score as f64);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::action::Action;
-use super::decider::{BreakerState, Memory};
+use super::decider::{Breaker, Memory, Proposals};
 use crate::actor::Actor;
 use crate::config;
 use crate::db::{Db, Result, Timestamp, Tx};
@@ -37,16 +37,24 @@ impl ActionOutcome {
     }
 }
 
-/// Reads what bears on `targets`, at `now`.
-pub async fn recall(db: &Db, targets: &[String], now: Timestamp) -> Result<Memory> {
+/// Reads what bears on `proposals`, at `now`; nothing where nothing was proposed.
+pub async fn recall(db: &Db, proposals: &Proposals, now: Timestamp) -> Result<Memory> {
+    if proposals.is_empty() {
+        return Ok(Memory::default());
+    }
+    let (rules, targets): (Vec<String>, Vec<String>) = proposals.rules_and_targets().into_iter().unzip();
+    let kinds = proposals.kinds();
     let mut tx = db.begin_read().await?;
     let mut memory = Memory::default();
     let cooldowns: Vec<(String, String, Timestamp)> = tx
         .query(crate::sql!(
             "SELECT rule, target, acted_at FROM rule_cooldowns WHERE target IN ("
-            { sqlite: "SELECT value FROM json_each($1)", postgres: "SELECT jsonb_array_elements_text($1)" } ")"
+            { sqlite: "SELECT value FROM json_each($1)", postgres: "SELECT jsonb_array_elements_text($1)" } ")
+                AND rule IN ("
+            { sqlite: "SELECT value FROM json_each($2)", postgres: "SELECT jsonb_array_elements_text($2)" } ")"
         ))
-        .bind(crate::db::Json(targets.to_vec()))
+        .bind(crate::db::Json(targets))
+        .bind(crate::db::Json(rules))
         .all()
         .await?;
     for (rule, target, acted_at) in cooldowns {
@@ -57,16 +65,19 @@ pub async fn recall(db: &Db, targets: &[String], now: Timestamp) -> Result<Memor
         .bind(now.before(Duration::from_secs(3600)))
         .all()
         .await?;
-    memory.used = used.into_iter().map(|(action, count)| (action, count as u32)).collect();
+    memory.used = used
+        .into_iter()
+        .filter(|(action, _)| kinds.contains(&action.as_str()))
+        .map(|(action, count)| (action, count as u32))
+        .collect();
     let breakers: Vec<(String, i64, Option<Timestamp>)> = tx
         .query("SELECT action, consecutive_failures, opened_at FROM breakers WHERE consecutive_failures > 0")
         .all()
         .await?;
     memory.breakers = breakers
         .into_iter()
-        .map(|(action, failures, opened_at)| {
-            (action, BreakerState { consecutive_failures: failures as u32, opened_at })
-        })
+        .filter(|(action, ..)| kinds.contains(&action.as_str()))
+        .map(|(action, failures, opened_at)| (action, Breaker { consecutive_failures: failures as u32, opened_at }))
         .collect();
     Ok(memory)
 }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::decider::{self, RuleBook};
+use super::decider::RuleBook;
 use super::executor::Execution;
+use super::health::assess_health;
 use super::monitor::Monitor;
 use super::snapshot::Snapshot;
 use super::{cycles, leader, requests, switch};
@@ -138,7 +139,7 @@ impl Orchestrator {
     /// Looks at the platform without deciding anything.
     pub async fn snapshot(&self) -> Result<Snapshot, LoopError> {
         let mut snapshot = self.monitor.look().await?;
-        decider::assess_health(&self.rules.current(), &mut snapshot);
+        assess_health(&self.rules.current(), &mut snapshot, &self.clock);
         Ok(snapshot)
     }
 

@@ -10,7 +10,9 @@ fn floor(room: &str) -> Option<u8> {
         "actor" | "backoff" | "clock" | "config" | "problem" | "random" | "telemetry" => 0,
         "db" | "web" => 1,
         "ledger" => 2,
-        "planes" if room.starts_with("planes::queue") => 3,
+        // What all planes share stands in planes/mod.rs, on the lower of their floors.
+        "planes" if room.starts_with("planes::queue") || room == "planes" => 3,
+        "planes" if room["planes::".len()..].starts_with(char::is_uppercase) => 3,
         "planes" => 4,
         "control" => 5,
         "app" | "cli" | "dashboard" | "http" | "main" | "lib" => 6,

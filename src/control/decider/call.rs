@@ -96,9 +96,9 @@ fn fits(kind: &str, parameter: Parameter, value: &Dynamic) -> Result<(), String>
         Parameter::Id(_) => value.as_int().is_ok_and(|id| id > 0),
         Parameter::Platform => {
             value.is_unit()
-                || value.read_lock::<rhai::ImmutableString>().is_some_and(|text| {
-                    (1..=MAX_PLATFORM).contains(&text.len()) && !text.chars().any(char::is_control)
-                })
+                || value
+                    .read_lock::<rhai::ImmutableString>()
+                    .is_some_and(|text| (1..=MAX_PLATFORM).contains(&text.len()) && !text.chars().any(char::is_control))
         }
         Parameter::Options => match value.read_lock::<Map>() {
             Some(options) => {

@@ -120,7 +120,8 @@ pub(super) fn unobserved(needed: Sections, missing: Sections) -> Option<String> 
 fn age(action: &Action, snapshot: &Snapshot) -> u64 {
     let (Action::RetryFailedLog { log_id } | Action::ForcePublish { log_id }) = action else { return 0 };
     let Some(logs) = &snapshot.publish_logs else { return 0 };
-    let stuck = logs.stuck.iter().find(|log| log.id == *log_id).map(|log| log.minutes.unsigned_abs().saturating_mul(60));
+    let stuck =
+        logs.stuck.iter().find(|log| log.id == *log_id).map(|log| log.minutes.unsigned_abs().saturating_mul(60));
     let failed = || logs.retryable.iter().find(|log| log.id == *log_id);
     stuck.or_else(|| failed().map(|log| snapshot.at.since(log.failed_at).as_secs())).unwrap_or(0)
 }
@@ -193,8 +194,7 @@ impl<'a> Evaluation<'a> {
 
     /// Evaluates one expression.
     pub(super) fn value(&mut self, expression: &Expr) -> Result<Dynamic, Box<EvalAltResult>> {
-        let mut context =
-            EvalContext::new(self.engine, &mut self.global, &mut self.caches, &mut self.scope, None);
+        let mut context = EvalContext::new(self.engine, &mut self.global, &mut self.caches, &mut self.scope, None);
         context.eval_expression_tree(&Expression::from(expression))
     }
 

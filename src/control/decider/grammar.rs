@@ -79,7 +79,8 @@ fn next_of_deduct(
 
 fn unexpected(ahead: &str, wanted: &[&str]) -> ParseError {
     let near = hint("", ahead, wanted.iter().copied());
-    let message = format!("expected {}, found {}{near}", wanted.join(", "), if ahead.is_empty() { "the end" } else { ahead });
+    let message =
+        format!("expected {}, found {}{near}", wanted.join(", "), if ahead.is_empty() { "the end" } else { ahead });
     LexError::ImproperSymbol(ahead.to_owned(), message).into_err(Position::NONE)
 }
 

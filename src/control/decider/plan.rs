@@ -30,8 +30,11 @@ pub fn plan(proposals: Proposals, memory: &Memory, governors: &Governors, at: Ti
     }
     let blast_radius_exceeded = planned.len() > governors.plan_blast_radius;
     if blast_radius_exceeded {
-        let because =
-            format!("the plan has {} actions, more than {}; none is carried out", planned.len(), governors.plan_blast_radius);
+        let because = format!(
+            "the plan has {} actions, more than {}; none is carried out",
+            planned.len(),
+            governors.plan_blast_radius
+        );
         for group in std::mem::take(&mut planned) {
             hold(&mut fates, group, &because);
         }
@@ -53,7 +56,16 @@ pub fn plan(proposals: Proposals, memory: &Memory, governors: &Governors, at: Ti
     let summary = Summary { proposed: proposals.len(), planned: actions.len(), held };
     let governors = Some(governors.clone());
     Decision {
-        actions, proposals, held_rules, failures, blast_radius_exceeded, summary, rules_hash, at: Some(at), memory, governors,
+        actions,
+        proposals,
+        held_rules,
+        failures,
+        blast_radius_exceeded,
+        summary,
+        rules_hash,
+        at: Some(at),
+        memory,
+        governors,
     }
 }
 
@@ -143,7 +155,8 @@ impl Gate<'_> {
         let target = item.action.target();
         let acted_at = *self.memory.cooldowns.get(&origin.rule)?.get(&target)?;
         let until = acted_at.after(cooldown);
-        (until > self.at).then(|| format!("{} acted on {target} at {acted_at}; its cooldown ends at {until}", origin.rule))
+        (until > self.at)
+            .then(|| format!("{} acted on {target} at {acted_at}; its cooldown ends at {until}", origin.rule))
     }
 
     /// Whether the kind's breaker is half open; an open one is the error.

@@ -215,7 +215,10 @@ fn bounds(sources: &BTreeMap<String, String>) -> Result<(), Vec<RuleError>> {
     }
     for (name, source) in sources {
         if name.is_empty() || name.chars().any(char::is_control) {
-            errors.push(RuleError::whole(&name.escape_debug().to_string(), "a file's name may hold no control characters"));
+            errors.push(RuleError::whole(
+                &name.escape_debug().to_string(),
+                "a file's name may hold no control characters",
+            ));
         } else if source.len() > MAX_FILE_BYTES {
             let message = format!("{} bytes; at most {MAX_FILE_BYTES} are taken", source.len());
             errors.push(RuleError::whole(name, message));
@@ -277,7 +280,8 @@ impl<'a> Loader<'a> {
             let Stmt::Var(variable, flags, position) = statement else { continue };
             let (ident, value, _) = &**variable;
             if !flags.contains(rhai::ASTFlags::CONSTANT) {
-                checker.error(*position, format!("write `const {} = …;`: rules keep nothing between cycles", ident.name));
+                checker
+                    .error(*position, format!("write `const {} = …;`: rules keep nothing between cycles", ident.name));
                 continue;
             }
             let known = checker.errors.len();

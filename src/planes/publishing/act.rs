@@ -12,7 +12,7 @@ use super::slots::{self, Bounds};
 use super::store::{self, NewScheduled};
 use super::{Publishing, QUEUE, reconcile};
 use crate::backoff;
-use crate::db::{Result, Timestamp, Tx};
+use crate::db::{Db, Result, Timestamp, Tx};
 use crate::planes::queue::{self, NewJob};
 use crate::planes::{ActError, Effect};
 
@@ -338,4 +338,17 @@ async fn plan(
             "cost_cents": cost_cents, "visual_score": clip.visual_score,
         }),
     })
+}
+
+/// Enqueues a reconciliation where any publication waits for one: the periodic safeguard beside the rule.
+pub async fn reconcile_if_open(db: &Db) -> Result<()> {
+    if !store::any_open(db).await? {
+        return Ok(());
+    }
+    let mut tx = db.begin().await?;
+    match trigger_reconciliation(&mut tx).await {
+        Ok(_) => tx.commit().await,
+        Err(ActError::Refused(_)) => Ok(()), // one is under way
+        Err(ActError::Store(cause)) => Err(cause),
+    }
 }

@@ -539,3 +539,10 @@ pub(super) async fn unknown_after(db: &Db, after: i64, limit: i64) -> Result<Vec
         .all()
         .await
 }
+
+/// Whether any publication's outcome is unknown.
+pub async fn any_open(db: &Db) -> Result<bool> {
+    let open: Option<(i64,)> =
+        db.query("SELECT id FROM publish_logs WHERE status = 'unknown' LIMIT 1").optional().await?;
+    Ok(open.is_some())
+}

@@ -66,6 +66,7 @@ impl World {
         let mut config = Config { database_url: url.clone(), port: 0, ..Config::default() };
         config.publishing.sandbox.latency_min_ms = 0;
         config.publishing.sandbox.latency_max_ms = 0;
+        let _ = rustls::crypto::ring::default_provider().install_default(); // once a process
         let http = reqwest::Client::new();
         Self { clock, db, config, app: None, url, raw, http, _folder: folder }
     }
