@@ -83,7 +83,7 @@ impl Scenario {
             return 15;
         }
         let quiet = self.random.between(1, 3);
-        if (0.12..0.18).contains(&at) || (0.66..0.70).contains(&at) { 10 + quiet } else { quiet }
+        if (0.10..0.18).contains(&at) || (0.66..0.72).contains(&at) { 12 + quiet } else { quiet }
     }
 
     fn clip(&mut self, length: Duration, first: bool) -> NewClip {
@@ -107,7 +107,7 @@ impl Scenario {
             title: format!("{} {}", SUBJECTS[self.random.between(0, SUBJECTS.len() as u64 - 1) as usize], self.clips),
             score: (score * 10.0).round() / 10.0,
             campaign: (campaign < CAMPAIGNS.len()).then_some(campaign),
-            plan: (planned < 0.45).then_some(plan),
+            plan: (planned < 0.6).then_some(plan),
         }
     }
 }

@@ -7,7 +7,9 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, List, ListItem, Paragraph, Row, Table};
+use ratatui::widgets::{
+    Axis, Block, Chart, Dataset, Gauge, GraphType, LegendPosition, List, ListItem, Paragraph, Row, Table,
+};
 use ratatui::{DefaultTerminal, Frame};
 
 use super::world::{Decision, Sample};
@@ -120,11 +122,15 @@ fn health(frame: &mut Frame<'_>, area: Rect, view: &View, colours: bool) {
         dataset("without the loop", dots, Color::Red, other.as_slice()),
         dataset("with the loop", line, Color::Green, one.as_slice()),
     ];
-    let times = [shown.first(), shown.last()].map(|pair| pair.map_or_else(String::new, |pair| clock_face(&pair.0.snapshot)));
+    let times =
+        [shown.first(), shown.last()].map(|pair| pair.map_or_else(String::new, |pair| clock_face(&pair.0.snapshot)));
     let chart = Chart::new(datasets)
         .block(Block::bordered().title(" health "))
         .x_axis(Axis::default().bounds([0.0, shown.len().max(2) as f64 - 1.0]).labels(times))
-        .y_axis(Axis::default().bounds([0.0, 100.0]).labels(["0", "50", "80", "100"]));
+        .y_axis(Axis::default().bounds([0.0, 100.0]).labels(["0", "25", "50", "75", "100"]))
+        .legend_position(Some(LegendPosition::BottomRight))
+        // Shown wherever it leaves two thirds of the chart free.
+        .hidden_legend_constraints((Constraint::Ratio(1, 3), Constraint::Ratio(1, 3)));
     frame.render_widget(chart, area);
 }
 
@@ -142,7 +148,8 @@ fn numbers(frame: &mut Frame<'_>, area: Rect, one: &Sample, other: &Sample, pain
         rows.push(Row::new([format!("{mark} {}", window.platform), state, String::new()]).style(style));
     }
     let widths = [Constraint::Min(14), Constraint::Length(12), Constraint::Length(9)];
-    frame.render_widget(Table::new(rows, widths).block(Block::bordered().title(" queue, publications, windows ")), area);
+    frame
+        .render_widget(Table::new(rows, widths).block(Block::bordered().title(" queue, publications, windows ")), area);
 }
 
 /// A measure's name and how it is read.
@@ -226,10 +233,7 @@ impl<'a> Plain<'a> {
             view.decisions.iter().filter(|decision| since.is_none_or(|since| decision.at > since)).collect();
         for decision in new.iter().rev().take(3).rev() {
             let verb = if decision.executed { "" } else { "held: " };
-            self.out.line(&format!(
-                "      {verb}{} {}: {}",
-                decision.action, decision.target, decision.reason
-            ))?;
+            self.out.line(&format!("      {verb}{} {}: {}", decision.action, decision.target, decision.reason))?;
         }
         if let Some(last) = new.last() {
             self.told = Some(last.at);

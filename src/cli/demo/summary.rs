@@ -30,7 +30,9 @@ pub(super) fn show(
     out.line(&format!("The same platform, the same seed, {simulated} of its time:"))?;
     out.table(
         &["", "with the loop", "without it"],
-        lines.iter().map(|(_, words, with_loop, without)| vec![(*words).to_owned(), number(*with_loop), number(*without)]),
+        lines
+            .iter()
+            .map(|(_, words, with_loop, without)| vec![(*words).to_owned(), number(*with_loop), number(*without)]),
     )
 }
 
@@ -46,9 +48,8 @@ fn compare(samples: &[(Sample, Sample)], with_loop: &Tally, without: &Tally, ste
     let mean = of(&|side| side.iter().map(|sample| sample.health() as f64).sum::<f64>() / side.len().max(1) as f64);
     let peak = of(&|side| side.iter().map(|sample| sample.backlog()).max().unwrap_or_default() as f64);
     let (degraded, critical) = (spent(HealthStatus::Degraded), spent(HealthStatus::Critical));
-    let count = |name, words, pick: fn(&Tally) -> i64| -> Line {
-        (name, words, pick(with_loop) as f64, pick(without) as f64)
-    };
+    let count =
+        |name, words, pick: fn(&Tally) -> i64| -> Line { (name, words, pick(with_loop) as f64, pick(without) as f64) };
     vec![
         count("published", "clips published", |tally| tally.published),
         count("published_high", "of the good ones (score over 80)", |tally| tally.published_high),

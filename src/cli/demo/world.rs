@@ -196,7 +196,8 @@ impl World {
 
 /// The service's own defaults, with a platform that has bad days, and waits that fit the fast clock.
 fn configuration(file: &Path, demo: &Demo, enabled: bool) -> Config {
-    let mut config = Config { database_url: format!("sqlite://{}", file.display()), port: demo.port, ..Config::default() };
+    let mut config =
+        Config { database_url: format!("sqlite://{}", file.display()), port: demo.port, ..Config::default() };
     config.orchestrator.enabled = enabled;
     // A quarter of a second to watch, whatever the speed.
     config.orchestrator.interval_seconds = u64::from(demo.speed / 4).max(1);
@@ -204,7 +205,6 @@ fn configuration(file: &Path, demo: &Demo, enabled: bool) -> Config {
     config.queue.lease_seconds = 3_600;
     let publishing = &mut config.publishing;
     publishing.call_timeout_ms = u64::from(demo.speed) * 1_000;
-    publishing.retry_backoff_minutes = 2;
     publishing.settle_minutes = 5;
     for platform in publishing.platforms.values_mut() {
         platform.spacing_minutes = 3;
