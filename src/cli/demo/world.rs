@@ -1,6 +1,7 @@
 //! One of the two worlds: a whole service on a database of its own, and the platform that it runs.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -13,15 +14,19 @@ use crate::config::Config;
 use crate::control::snapshot::{HealthStatus, Snapshot};
 use crate::db::{Timestamp, Tx};
 use crate::ledger::{self, Filter};
+use crate::planes::publishing;
 use crate::random::Random;
 
 /// New decisions that one step reads at most.
 const DECISIONS: i64 = 200;
+/// Between two periodic reconciliations: the service's own schedule goes by the machine's clock, too slowly for this one.
+const RECONCILE_EVERY: Duration = Duration::from_secs(300);
 
 /// A service and its platform.
 pub(super) struct World {
     app: App,
     last_entry: i64,
+    reconcile_at: Option<Timestamp>,
 }
 
 /// A world at one moment.
@@ -75,7 +80,7 @@ impl World {
         let config = configuration(file, demo, enabled);
         let (clock, random) = (clock.clone(), Random::seeded(demo.seed));
         let parts = Parts { config, clock, random, db: None, mode: Mode::Serve, listen: enabled };
-        Ok(Self { app: App::start(parts).await?, last_entry: 0 })
+        Ok(Self { app: App::start(parts).await?, last_entry: 0, reconcile_at: None })
     }
 
     /// The status page.
@@ -88,7 +93,7 @@ impl World {
     }
 
     /// Lets happen what happens, written with plain SQL as other programs would.
-    pub(super) async fn live_through(&self, happenings: &Happenings) -> Outcome {
+    pub(super) async fn live_through(&mut self, happenings: &Happenings) -> Outcome {
         if let Some(platforms) = self.app.publishing().sandbox() {
             platforms.set_outage(happenings.outage);
         }
@@ -114,7 +119,12 @@ impl World {
         .bind(happenings.worked_off as i64)
         .execute()
         .await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        if now >= *self.reconcile_at.get_or_insert(now.after(RECONCILE_EVERY)) {
+            publishing::act::reconcile_if_open(self.app.db()).await?;
+            self.reconcile_at = Some(now.after(RECONCILE_EVERY));
+        }
+        Ok(())
     }
 
     pub(super) async fn look(&self) -> Outcome<Sample> {
@@ -252,7 +262,7 @@ async fn add_clip(tx: &mut Tx, now: Timestamp, clip: &NewClip) -> Outcome {
     let Some(plan) = &clip.plan else { return Ok(()) };
     let (status, scheduled_at) =
         if plan.failed { ("failed", None) } else { ("scheduled", Some(now.after(plan.after))) };
-    let failed_at = plan.failed.then(|| now.before(std::time::Duration::from_secs(600)));
+    let failed_at = plan.failed.then(|| now.before(Duration::from_secs(600)));
     tx.query(
         "INSERT INTO publish_logs (clip_id, campaign_id, platform, status, scheduled_at, idempotency_key, failed_at,
              attempted_at, last_error, created_at, updated_at)
