@@ -211,11 +211,12 @@ fn configuration(file: &Path, demo: &Demo, enabled: bool) -> Config {
     config.orchestrator.enabled = enabled;
     // A quarter of a second to watch, whatever the speed.
     config.orchestrator.interval_seconds = u64::from(demo.speed / 4).max(1);
-    config.queue.poll_interval_ms = u64::from(demo.speed) * 125;
+    config.queue.poll_interval_ms = (u64::from(demo.speed) * 125).min(60_000);
     config.queue.lease_seconds = 3_600;
     let publishing = &mut config.publishing;
-    publishing.call_timeout_ms = u64::from(demo.speed) * 1_000;
-    publishing.settle_minutes = 5;
+    publishing.call_timeout_ms = (u64::from(demo.speed) * 1_000).min(600_000);
+    // More than twice the call's time: nothing that is still running may be settled.
+    publishing.settle_minutes = (publishing.call_timeout_ms / 20_000).max(5);
     for platform in publishing.platforms.values_mut() {
         platform.spacing_minutes = 3;
         platform.daily_quota = 60;
@@ -280,4 +281,19 @@ async fn add_clip(tx: &mut Tx, now: Timestamp, clip: &NewClip) -> Outcome {
     .execute()
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::action::ACTION_KINDS;
+
+    #[test]
+    fn the_configuration_is_possible_at_every_speed() {
+        for speed in [1, 2, 30, 120, 600, 1_200] {
+            let demo = Demo { running_time: None, seed: 1, speed, plain: true, port: 0 };
+            let faults = configuration(Path::new("demo.db"), &demo, true).check(&ACTION_KINDS);
+            assert!(faults.is_empty(), "at speed {speed}: {faults:?}");
+        }
+    }
 }
