@@ -154,18 +154,6 @@ CREATE TABLE ledger_checkpoints (
     created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
 );
 
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    plane TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    severity TEXT NOT NULL DEFAULT 'info' CHECK (severity IN ('info', 'warning', 'error', 'critical')),
-    subject TEXT,
-    payload TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(payload)),
-    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
-);
-CREATE INDEX events_by_time ON events (created_at);
-CREATE INDEX events_by_subject ON events (subject, id) WHERE subject IS NOT NULL;
-
 -- The loop's switch, its lease, and requests to run one cycle.
 CREATE TABLE loop_switch (
     id INTEGER PRIMARY KEY CHECK (id = 1),

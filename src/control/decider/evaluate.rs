@@ -1,0 +1,313 @@
+//! Runs the clauses of loaded rules: pure and deterministic, the same rules and snapshot give the same proposals.
+
+use rhai::{Array, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Expression, Position, Scope};
+
+use super::call;
+use super::decision::{HEALTH_RULE, HeldRule, Origin};
+use super::error::{RuleError, RuleFailure, explain};
+use super::facts::{self, Sections};
+use super::rule_set::{Deduct, File, Rule, RuleSet};
+use super::sandbox::Watch;
+use crate::clock::SharedClock;
+use crate::control::action::Action;
+use crate::control::snapshot::Snapshot;
+
+/// Actions that one rule may propose in one cycle; far more than the blast radius lets through.
+pub const MAX_PROPOSALS: usize = 1_000;
+/// Characters of a reason.
+const MAX_REASON: usize = 500;
+
+/// What a rule wants done and why, before the governors.
+#[derive(Debug, Clone)]
+pub struct Proposal {
+    pub(super) origin: Origin,
+    pub(super) action: Action,
+    pub(super) reason: String,
+    /// How long the target has waited, in seconds, where the snapshot tells.
+    pub(super) age_seconds: u64,
+}
+
+/// What all rules want, with the rules that could not be asked.
+#[derive(Debug, Clone, Default)]
+pub struct Proposals {
+    pub(super) items: Vec<Proposal>,
+    pub(super) held_rules: Vec<HeldRule>,
+    pub(super) failures: Vec<RuleFailure>,
+    pub(super) rules_hash: String,
+}
+
+impl Proposals {
+    /// No rule proposed anything: the governors need no memory.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+    /// The pairs of rule and target whose cooldown matters now.
+    pub fn rules_and_targets(&self) -> Vec<(String, String)> {
+        self.items.iter().map(|item| (item.origin.rule.clone(), item.action.target())).collect()
+    }
+    /// The kinds of action proposed, each once, in order of appearance.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        let mut kinds = Vec::new();
+        for item in &self.items {
+            if !kinds.contains(&item.action.kind()) {
+                kinds.push(item.action.kind());
+            }
+        }
+        kinds
+    }
+    /// Rules that failed, in order.
+    pub fn failures(&self) -> &[RuleFailure] {
+        &self.failures
+    }
+    /// Adds what failed elsewhere in the same cycle, e.g. in `health.rhai`.
+    pub fn add_failures(&mut self, failures: Vec<RuleFailure>) {
+        self.failures.splice(0..0, failures);
+    }
+}
+
+/// Asks every rule. Rules that mention an unobserved section are held, failing ones reported; neither stops others.
+pub fn propose(rules: &RuleSet, snapshot: &Snapshot, clock: &SharedClock) -> Proposals {
+    propose_with(rules, snapshot, Some(clock), &[])
+}
+
+/// As [`propose`]; rules in `timed_out` fail as they did then.
+pub(super) fn propose_with(
+    rules: &RuleSet,
+    snapshot: &Snapshot,
+    clock: Option<&SharedClock>,
+    timed_out: &[RuleFailure],
+) -> Proposals {
+    let missing = facts::unobserved(snapshot);
+    let mut proposals = Proposals { rules_hash: rules.hash().to_owned(), ..Proposals::default() };
+    let mut evaluation = Evaluation::new(&rules.engine, facts::scope(snapshot, rules.rule_sections), clock);
+    for file in rules.files.iter().filter(|file| !file.rules.is_empty()) {
+        evaluation.enter(file);
+        for rule in &file.rules {
+            if let Some(because) = unobserved(rule.sections, missing) {
+                proposals.held_rules.push(HeldRule { rule: rule.info.name.clone(), because });
+                continue;
+            }
+            if let Some(failure) = timed_out.iter().find(|failure| failure.rule == rule.info.name) {
+                proposals.failures.push(failure.clone());
+                continue;
+            }
+            match evaluation.rule(rule, false) {
+                Ok(found) => proposals.items.extend(found.into_iter().map(|(action, reason)| Proposal {
+                    origin: Origin::from(&rule.info),
+                    age_seconds: age(&action, snapshot),
+                    action,
+                    reason,
+                })),
+                Err(broken) => proposals.failures.push(broken.in_cycle(&rule.info.name, &file.name, rule.info.line)),
+            }
+        }
+    }
+    proposals
+}
+
+pub(super) fn unobserved(needed: Sections, missing: Sections) -> Option<String> {
+    let missing = needed.common(missing);
+    (!missing.is_empty()).then(|| {
+        let names: Vec<&str> = missing.names().collect();
+        match names.as_slice() {
+            [one] => format!("section {one} was not observed"),
+            several => format!("sections {} were not observed", several.join(", ")),
+        }
+    })
+}
+
+/// How long the publication that the action is about has waited; 0 where the snapshot does not tell.
+fn age(action: &Action, snapshot: &Snapshot) -> u64 {
+    let (Action::RetryFailedLog { log_id } | Action::ForcePublish { log_id }) = action else { return 0 };
+    let Some(logs) = &snapshot.publish_logs else { return 0 };
+    let stuck =
+        logs.stuck.iter().find(|log| log.id == *log_id).map(|log| log.minutes.unsigned_abs().saturating_mul(60));
+    let failed = || logs.retryable.iter().find(|log| log.id == *log_id);
+    stuck.or_else(|| failed().map(|log| snapshot.at.since(log.failed_at).as_secs())).unwrap_or(0)
+}
+
+/// Why a clause could not be evaluated.
+#[derive(Debug)]
+pub(super) struct Broken {
+    message: String,
+    position: Position,
+    timed_out: bool,
+}
+
+impl Broken {
+    fn new(position: Position, message: impl Into<String>) -> Self {
+        Self { message: message.into(), position, timed_out: false }
+    }
+    pub(super) fn in_cycle(self, rule: &str, file: &str, line: usize) -> RuleFailure {
+        let line = self.position.line().unwrap_or(line);
+        let (message, timed_out) = (self.message, self.timed_out);
+        RuleFailure { rule: rule.to_owned(), file: file.to_owned(), line, message, timed_out }
+    }
+    pub(super) fn at_load(self, file: &str, line: usize, what: &str) -> RuleError {
+        let mut error = RuleError::at(file, self.position, format!("{what}: {}", self.message));
+        if error.line == 0 {
+            error.line = line;
+        }
+        error
+    }
+}
+
+impl From<Box<EvalAltResult>> for Broken {
+    fn from(error: Box<EvalAltResult>) -> Self {
+        let (message, position, timed_out) = explain(&error);
+        Self { message, position, timed_out }
+    }
+}
+
+/// One pass over rules: the engine's state, with the snapshot in scope.
+pub(super) struct Evaluation<'a> {
+    engine: &'a Engine,
+    global: rhai::GlobalRuntimeState,
+    caches: Caches,
+    scope: Scope<'static>,
+    sections: usize,
+    watch: Watch,
+}
+
+impl<'a> Evaluation<'a> {
+    pub(super) fn new(engine: &'a Engine, scope: Scope<'static>, clock: Option<&SharedClock>) -> Self {
+        Self {
+            engine,
+            global: engine.new_global_runtime_state(),
+            caches: Caches::new(),
+            sections: scope.len(),
+            scope,
+            watch: Watch::start(clock),
+        }
+    }
+
+    /// Brings a file's constants and functions into sight, and the last one's out of it.
+    pub(super) fn enter(&mut self, file: &File) {
+        self.scope.rewind(self.sections);
+        for (name, value) in &file.constants {
+            self.scope.push_constant_dynamic(name.clone(), value.clone());
+        }
+        self.global = self.engine.new_global_runtime_state();
+        self.global.lib.extend(file.functions.clone());
+        self.caches = Caches::new();
+    }
+
+    /// Evaluates one expression.
+    pub(super) fn value(&mut self, expression: &Expr) -> Result<Dynamic, Box<EvalAltResult>> {
+        let mut context = EvalContext::new(self.engine, &mut self.global, &mut self.caches, &mut self.scope, None);
+        context.eval_expression_tree(&Expression::from(expression))
+    }
+
+    fn begin(&mut self) {
+        self.global.num_operations = 0;
+        self.watch.next_rule();
+    }
+
+    /// What a rule proposes. With `every_clause` its guard is evaluated and then not heeded.
+    pub(super) fn rule(&mut self, rule: &Rule, every_clause: bool) -> Result<Vec<(Action, String)>, Broken> {
+        self.begin();
+        let depth = self.scope.len();
+        let result = self.proposals(rule, every_clause);
+        self.scope.rewind(depth);
+        result
+    }
+
+    fn proposals(&mut self, rule: &Rule, every_clause: bool) -> Result<Vec<(Action, String)>, Broken> {
+        let mut found = Vec::new();
+        let Some((name, list)) = &rule.each else {
+            found.extend(self.proposal(rule, every_clause)?);
+            return Ok(found);
+        };
+        let at = list.position();
+        let list = self.value(list)?;
+        // Items are shared: the copy of the list is a copy of handles.
+        let Some(items) = list.read_lock::<Array>().map(|items| items.clone()) else {
+            return Err(Broken::new(at, format!("each goes through a list, not {}", call::described(&list))));
+        };
+        let depth = self.scope.len();
+        for item in items {
+            self.scope.push_constant_dynamic(name.clone(), item);
+            let proposal = self.proposal(rule, every_clause)?;
+            self.scope.rewind(depth);
+            found.extend(proposal);
+            if found.len() > MAX_PROPOSALS {
+                return Err(Broken::new(rule.then_at, format!("proposes more than {MAX_PROPOSALS} actions")));
+            }
+        }
+        Ok(found)
+    }
+
+    fn proposal(&mut self, rule: &Rule, every_clause: bool) -> Result<Option<(Action, String)>, Broken> {
+        if let Some(when) = &rule.when
+            && !self.truth(when)?
+            && !every_clause
+        {
+            return Ok(None);
+        }
+        let mut arguments = Vec::with_capacity(rule.arguments.len());
+        for argument in &rule.arguments {
+            arguments.push(self.value(argument)?);
+        }
+        let action = call::build(rule.kind, &arguments).map_err(|message| Broken::new(rule.then_at, message))?;
+        Ok(Some((action, self.reason(&rule.because)?)))
+    }
+
+    fn truth(&mut self, expression: &Expr) -> Result<bool, Broken> {
+        let value = self.value(expression)?;
+        value.as_bool().map_err(|_| {
+            let got = call::described(&value);
+            Broken::new(expression.position(), format!("when needs true or false, not {got}"))
+        })
+    }
+
+    fn reason(&mut self, expression: &Expr) -> Result<String, Broken> {
+        let value = self.value(expression)?;
+        let Ok(text) = value.into_immutable_string() else {
+            return Err(Broken::new(expression.position(), "because needs a text"));
+        };
+        Ok(text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(MAX_REASON).collect())
+    }
+
+    /// The points that a deduction takes off, with the reason; nothing when it does not apply.
+    pub(super) fn deduct(&mut self, deduct: &Deduct, every_clause: bool) -> Result<Option<(i64, String)>, Broken> {
+        self.begin();
+        let depth = self.scope.len();
+        let times = if deduct.per_item {
+            let value = self.value(&deduct.value)?;
+            if value.is_unit() {
+                0
+            } else {
+                value.as_int().map_err(|_| {
+                    let got = call::described(&value);
+                    Broken::new(deduct.value.position(), format!("for each needs a whole number, not {got}"))
+                })?
+            }
+        } else {
+            i64::from(self.truth(&deduct.value)?)
+        };
+        let reason = if times > 0 || every_clause { Some(self.reason(&deduct.because)?) } else { None };
+        self.scope.rewind(depth);
+        Ok(reason.filter(|_| times > 0).map(|reason| (deduct.points.saturating_mul(times), reason)))
+    }
+}
+
+/// What `health.rhai` takes off and why, what failed in it, and the sections that could not be read.
+pub(in crate::control) fn deductions(
+    rules: &RuleSet,
+    snapshot: &Snapshot,
+    clock: &SharedClock,
+) -> (Vec<(i64, String)>, Vec<RuleFailure>, Vec<String>) {
+    let missing = facts::unobserved(snapshot);
+    let (mut found, mut failures) = (Vec::new(), Vec::new());
+    let mut evaluation = Evaluation::new(&rules.engine, facts::scope(snapshot, rules.health_sections), Some(clock));
+    for file in rules.files.iter().filter(|file| !file.deductions.is_empty()) {
+        evaluation.enter(file);
+        for deduct in file.deductions.iter().filter(|deduct| unobserved(deduct.sections, missing).is_none()) {
+            match evaluation.deduct(deduct, false) {
+                Ok(taken) => found.extend(taken),
+                Err(broken) => failures.push(broken.in_cycle(HEALTH_RULE, &file.name, deduct.line)),
+            }
+        }
+    }
+    (found, failures, missing.names().map(str::to_owned).collect())
+}

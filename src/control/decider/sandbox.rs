@@ -1,0 +1,229 @@
+//! The engine that rules run in: no files, no clock, no output, no `eval`, no imports, and a bound on everything.
+
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::time::Duration;
+
+use rhai::module_resolvers::DummyModuleResolver;
+use rhai::packages::{
+    BasicArrayPackage, BasicMapPackage, BasicMathPackage, CorePackage, LogicPackage, MoreStringPackage, Package,
+};
+use rhai::{Array, Dynamic, Engine, EvalAltResult, ImmutableString, Map, OptimizationLevel};
+
+use super::grammar;
+use crate::clock::SharedClock;
+
+/// Operations of one rule in one cycle: a rule over ten rows takes about a hundred.
+pub const MAX_OPERATIONS: u64 = 200_000;
+/// Time of one rule in one cycle: far beyond what the operations take, for the day when a machine stalls.
+pub const WALL_TIME: Duration = Duration::from_millis(1_000);
+/// Characters of a text, so that doubling it in a loop ends early.
+const MAX_STRING: usize = 16 * 1024;
+/// Items of a list, with those of the lists in it.
+const MAX_ARRAY: usize = 10_000;
+/// Entries of a map, with those of the maps in it.
+const MAX_MAP: usize = 1_000;
+/// Functions that call each other; 16 fits into the stack of a worker thread in a debug build.
+const MAX_CALLS: usize = 16;
+/// Nesting of one expression.
+const MAX_DEPTH: usize = 48;
+/// The clock is read every so many operations.
+const OPERATIONS_BETWEEN_LOOKS: u64 = 256;
+
+/// Functions that rules may call, beside those that their own file defines.
+pub(super) const FUNCTIONS: &[&str] = &[
+    // any value
+    "to_string",
+    "to_debug",
+    "type_of",
+    "is_def_var",
+    "call",
+    "Fn",
+    "curry",
+    // numbers
+    "abs",
+    "sign",
+    "is_zero",
+    "is_odd",
+    "is_even",
+    "min",
+    "max",
+    "floor",
+    "ceiling",
+    "round",
+    "int",
+    "fraction",
+    "sqrt",
+    "exp",
+    "ln",
+    "log",
+    "to_int",
+    "to_float",
+    "parse_int",
+    "parse_float",
+    "is_nan",
+    "is_finite",
+    "is_infinite",
+    // texts
+    "len",
+    "is_empty",
+    "contains",
+    "starts_with",
+    "ends_with",
+    "to_upper",
+    "to_lower",
+    "trim",
+    "sub_string",
+    "split",
+    "index_of",
+    "replace",
+    "chars",
+    "bytes",
+    "pad",
+    "crop",
+    "append",
+    // lists and maps
+    "push",
+    "pop",
+    "shift",
+    "insert",
+    "remove",
+    "get",
+    "set",
+    "filter",
+    "map",
+    "reduce",
+    "reduce_rev",
+    "some",
+    "all",
+    "find",
+    "find_map",
+    "index_of_filter",
+    "sort",
+    "sort_desc",
+    "order",
+    "order_desc",
+    "reverse",
+    "extract",
+    "dedup",
+    "keys",
+    "values",
+    "range",
+    "for_each",
+    "drain",
+    "retain",
+    "clear",
+    "truncate",
+    "for_all",
+];
+
+thread_local! {
+    /// When the rule that this thread evaluates has to be done. Evaluation is synchronous, so one is enough.
+    static DEADLINE: RefCell<Option<Deadline>> = const { RefCell::new(None) };
+}
+
+struct Deadline {
+    clock: SharedClock,
+    at: Duration,
+}
+
+/// While it lives, rules on this thread are watched by the clock.
+pub(super) struct Watch {
+    before: Option<Deadline>,
+}
+
+impl Watch {
+    /// Without a clock (at load, in a replay) only the operations are bounded.
+    pub(super) fn start(clock: Option<&SharedClock>) -> Self {
+        let deadline = clock.map(|clock| Deadline { clock: clock.clone(), at: Duration::MAX });
+        Self { before: DEADLINE.replace(deadline) }
+    }
+
+    /// The next rule begins now.
+    pub(super) fn next_rule(&self) {
+        DEADLINE.with_borrow_mut(|deadline| {
+            if let Some(deadline) = deadline {
+                deadline.at = deadline.clock.elapsed().saturating_add(WALL_TIME);
+            }
+        });
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        DEADLINE.set(self.before.take());
+    }
+}
+
+/// An engine that knows the rule language and nothing of the machine.
+pub(super) fn engine() -> Engine {
+    let mut engine = Engine::new_raw();
+    for package in [
+        CorePackage::new().as_shared_module(),
+        LogicPackage::new().as_shared_module(),
+        BasicMathPackage::new().as_shared_module(),
+        BasicArrayPackage::new().as_shared_module(),
+        BasicMapPackage::new().as_shared_module(),
+        MoreStringPackage::new().as_shared_module(),
+    ] {
+        engine.register_global_module(package);
+    }
+    // The optimizer would drop clauses that look constant, and with them the errors in them. Fast operators would
+    // bypass the comparisons below.
+    engine
+        .set_optimization_level(OptimizationLevel::None)
+        .set_fast_operators(false)
+        .set_fail_on_invalid_map_property(true)
+        .set_max_operations(MAX_OPERATIONS)
+        .set_max_call_levels(MAX_CALLS)
+        .set_max_expr_depths(MAX_DEPTH, MAX_DEPTH)
+        .set_max_string_size(MAX_STRING)
+        .set_max_array_size(MAX_ARRAY)
+        .set_max_map_size(MAX_MAP)
+        .set_max_modules(0)
+        .set_module_resolver(DummyModuleResolver::new())
+        .on_print(|_| {})
+        .on_debug(|_, _, _| {})
+        .on_progress(|operations| {
+            if !operations.is_multiple_of(OPERATIONS_BETWEEN_LOOKS) {
+                return None;
+            }
+            let late = DEADLINE.with_borrow(|deadline| deadline.as_ref().is_some_and(|it| it.clock.elapsed() > it.at));
+            late.then_some(Dynamic::UNIT)
+        });
+    for symbol in ["eval", "import", "export", "print", "debug"] {
+        engine.disable_symbol(symbol);
+    }
+    // `disable_symbol` does not reach a function that a package brings; a function pointer could still call it.
+    engine.register_fn("sleep", |_: i64| refuse("sleep")).register_fn("sleep", |_: f64| refuse("sleep"));
+    engine.register_fn("exit", || refuse("exit")).register_fn("exit", |_: Dynamic| refuse("exit"));
+    refuse_mixed_comparisons(&mut engine);
+    grammar::register(&mut engine);
+    engine
+}
+
+fn refuse(name: &str) -> Result<(), Box<EvalAltResult>> {
+    Err(format!("{name} is not available in rules").into())
+}
+
+/// Comparing a text with a number (or a list with a truth value, …) is a mistake in the rule, not `false`. Comparing
+/// with `()`, the unknown, stays as in SQL: never less, never greater.
+fn refuse_mixed_comparisons(engine: &mut Engine) {
+    let kinds = [
+        ("a text", TypeId::of::<ImmutableString>()),
+        ("a number", TypeId::of::<i64>()),
+        ("a number", TypeId::of::<f64>()),
+        ("true or false", TypeId::of::<bool>()),
+        ("a list", TypeId::of::<Array>()),
+        ("a map", TypeId::of::<Map>()),
+    ];
+    for operator in ["==", "!=", "<", "<=", ">", ">="] {
+        for (left, left_type) in kinds {
+            for (right, right_type) in kinds.into_iter().filter(|(right, _)| *right != left) {
+                engine.register_raw_fn(operator, [left_type, right_type], move |_, _| -> Result<bool, _> {
+                    Err(format!("cannot compare {left} with {right} by {operator}").into())
+                });
+            }
+        }
+    }
+}
