@@ -19,9 +19,12 @@ use super::{AppState, check_exposure, metrics, router, serve};
 use crate::actor::{Actor, Caller, Role};
 use crate::clock::ManualClock;
 use crate::config::{Config, Token};
+use crate::control::Monitor;
+use crate::control::decider::RuleBook;
 use crate::control::orchestrator::Orchestrator;
 use crate::db::{Db, Options};
 use crate::ledger::{self, Entry};
+use crate::planes::publishing::Publishing;
 use crate::random::Random;
 use crate::web::Body;
 
@@ -29,6 +32,7 @@ use crate::web::Body;
 struct Doors {
     address: SocketAddr,
     db: Db,
+    clock: Arc<ManualClock>,
     client: Client,
     stop: CancellationToken,
     served: JoinHandle<()>,
@@ -80,8 +84,8 @@ async fn doors_with(change: impl FnOnce(&mut Config), migrated: bool) -> Doors {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = Config::default();
     change(&mut config);
-    let clock = ManualClock::at("2026-11-20T10:00:00Z".parse().expect("time"));
-    let db = Db::open(&Options::new("sqlite::memory:"), clock).await.expect("open");
+    let clock: Arc<ManualClock> = ManualClock::at("2026-11-20T10:00:00Z".parse().expect("time"));
+    let db = Db::open(&Options::new("sqlite::memory:"), clock.clone()).await.expect("open");
     if migrated {
         db.migrate().await.expect("migrate");
     }
@@ -92,8 +96,11 @@ async fn doors_with(change: impl FnOnce(&mut Config), migrated: bool) -> Doors {
         .routes(routes!(admin))
         .routes(routes!(slow))
         .layer(Extension(gate.clone()));
+    let publishing = Publishing::new(config.publishing.clone(), db.clone(), clock.clone(), Random::seeded(1));
+    let monitor = Monitor::new(db.clone(), publishing.expect("publishing"));
+    let (rules, interval) = (Arc::new(RuleBook::built_in()), Duration::from_secs(2));
     let state = AppState {
-        orchestrator: Orchestrator {},
+        orchestrator: Orchestrator::new(db.clone(), clock.clone(), monitor, rules, "here", interval),
         db: db.clone(),
         config: Arc::new(config),
         random: Random::seeded(1),
@@ -103,7 +110,7 @@ async fn doors_with(change: impl FnOnce(&mut Config), migrated: bool) -> Doors {
     let address = listener.local_addr().expect("address");
     let stop = CancellationToken::new();
     let served = tokio::spawn(serve(listener, router(state, planes), stop.clone(), Duration::from_secs(20)));
-    Doors { address, db, client: Client::new(), stop, served, gate }
+    Doors { address, db, clock, client: Client::new(), stop, served, gate }
 }
 
 impl Doors {
@@ -401,6 +408,46 @@ async fn readiness_names_what_is_missing() {
     assert_eq!(doors.get("/healthz").await.status(), 200);
     let metrics = doors.get("/metrics").await.text().await.expect("text");
     assert!(metrics.contains("showrunner_http_requests_total{method=\"GET\",route=\"/readyz\",status=\"503\"}"));
+}
+
+#[tokio::test]
+async fn the_loop_answers_in_the_promised_shapes() {
+    let doors = doors(|_| {}).await;
+    let post = async |path: &str| {
+        let response = doors.request(Method::POST, path).send().await.expect("answer");
+        assert_eq!(response.status(), 200, "{path}");
+        response.json::<Value>().await.expect("JSON")
+    };
+    let enabled = json!({ "status": "started", "interval_seconds": 2, "enabled": true });
+    assert_eq!(post("/orchestrator/enable").await, json!({ "status": "ok", "orchestrator": enabled }));
+    let status = doors.json("/orchestrator/status").await;
+    assert_eq!(
+        (&status["status"], &status["running"], &status["enabled"]),
+        (&json!("ok"), &json!(false), &json!(true))
+    );
+    let unready = problem(doors.get("/readyz").await, 503).await;
+    assert_eq!(unready["errors"][0]["field"], "cycle");
+
+    super::cycles::tests::insert_cycle(&doors.db, 1, "2026-11-20T09:59:54.000Z", 90).await;
+    assert_eq!(doors.get("/readyz").await.status(), 200, "three intervals are not over yet");
+    doors.clock.advance(Duration::from_millis(1));
+    assert_eq!(problem(doors.get("/readyz").await, 503).await["errors"][0]["field"], "cycle");
+
+    let stopped = json!({ "status": "ok", "orchestrator": { "status": "stopped" } });
+    assert_eq!(post("/orchestrator/disable").await, stopped);
+    assert_eq!(doors.get("/readyz").await.status(), 200, "a loop that is off is not missed");
+    let written = doors.json("/v1/ledger?event_type=orchestrator.").await;
+    assert_eq!(written["items"][0]["event_type"], "orchestrator.disabled");
+    assert_eq!(written["items"][0]["actor"], "operator:local");
+
+    let look = doors.json("/orchestrator/snapshot").await;
+    assert_eq!((&look["status"], &look["snapshot"]["system"]["health_score"]), (&json!("ok"), &json!(100)));
+    let metrics = doors.get("/metrics").await.text().await.expect("text");
+    assert!(
+        metrics.contains("showrunner_health_score 100") && metrics.contains("showrunner_jobs{status=\"pending\"} 0")
+    );
+    let rules = doors.json("/v1/rules").await;
+    assert_eq!(rules["rules"].as_array().map(Vec::len), rules["count"].as_u64().map(|count| count as usize));
 }
 
 #[tokio::test]

@@ -183,7 +183,7 @@ function counts(section, names) {
 function showRules(rules) {
   const where = rules.folder === null ? "the built-in set" : `from ${rules.folder}`;
   const parts = [item("p", "", [`${count(rules.count, "rule")} in force, ${where} `, item("code", "", rules.hash.slice(0, 12))])];
-  if (rules.rejected_hash !== null) {
+  if (rules.rejected_because.length) {
     const reasons = item("ul", "", rules.rejected_because.map((reason) => item("li", "", reason)));
     parts.push(item("div", "rejected", [item("p", "", "A newer set was rejected; the one before stays in force:"), reasons]));
   }
@@ -203,12 +203,14 @@ function showCycles(rows) {
   seen.cyclesKey = key;
   const lines = [];
   let next = all[0].id;
-  for (const row of all.filter((row) => row.status !== "idle").slice(0, 20)) {
+  const eventful = all.filter((row) => row.status !== "idle");
+  for (const row of eventful.slice(0, 20)) {
     if (next > row.id) lines.push(idle(next - row.id, byId.get(next)));
     lines.push(kept(row));
     next = row.id - 1;
   }
-  if (lines.length === 0) lines.push(idle(all.length, all[0], all.length === 20));
+  const before = eventful.length > 20 ? [] : all.filter((row) => row.id <= next);
+  if (before.length) lines.push(idle(before.length, before[0], true));
   place($("cycles"), lines);
 }
 
@@ -231,7 +233,7 @@ function place(parent, nodes) {
 }
 
 function idle(cycles, latest, more = false) {
-  const text = [`${more ? "the last " : ""}${count(cycles, "idle cycle")}: nothing to do`];
+  const text = [`${count(cycles, "idle cycle")}${more && cycles > 1 ? " or more" : ""}: nothing to do`];
   if (latest) text.push(", last at ", time(latest.started_at));
   return item("li", "quiet", text);
 }
