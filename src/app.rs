@@ -59,7 +59,7 @@ pub enum StartError {
 pub struct App {
     address: Option<SocketAddr>,
     orchestrator: Orchestrator,
-    publishing: Publishing,
+    publishing: Arc<Publishing>,
     db: Db,
     /// Whether the database was opened here, and so is closed here.
     owns_db: bool,
@@ -116,6 +116,7 @@ impl App {
             Some(folder) => RuleBook::folder(folder),
             None => RuleBook::built_in(),
         });
+        let publishing = Arc::new(publishing);
         let monitor = Monitor::new(db.clone(), publishing.clone());
         let orchestrator =
             Orchestrator::new(db.clone(), clock.clone(), monitor.clone(), rules.clone(), &instance, interval);
@@ -169,9 +170,10 @@ impl App {
             lease: Duration::from_secs(config.queue.lease_seconds),
             drain: QUEUE_DRAIN,
         };
+        let poll_interval = options.poll_interval;
         let worker = Worker::new(self.db.clone(), clock, random, options, self.publishing.handlers());
         self.work.spawn(worker.run(self.work.stop.clone()));
-        let dispatcher = Dispatcher::new(self.publishing.clone());
+        let dispatcher = Dispatcher::new(self.publishing.clone(), poll_interval);
         let stop = self.work.stop.clone();
         self.work.spawn(async move { dispatcher.run(stop).await });
     }
@@ -205,7 +207,7 @@ impl App {
     }
 
     /// The publishing plane.
-    pub fn publishing(&self) -> &Publishing {
+    pub fn publishing(&self) -> &Arc<Publishing> {
         &self.publishing
     }
 

@@ -3,6 +3,8 @@
 //! What the snapshot showed is already old, so every action checks its preconditions again inside its transaction.
 //! One that fails does not stop the others.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -17,9 +19,6 @@ use crate::db::{self, Db, Topic, Tx};
 use crate::ledger::{self, Entry, Severity};
 use crate::planes::publishing::{self, Publishing};
 use crate::planes::{ActError, Effect, queue};
-
-/// Why a publication failed whose job was failed by an emergency rebalance.
-const REBALANCED: &str = "its job had been pending for over 2 h and was failed by an emergency rebalance";
 
 /// What became of a plan: the `execution` of a cycle's report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -51,7 +50,7 @@ pub struct ActionResult {
 #[derive(Clone)]
 pub struct Executor {
     db: Db,
-    publishing: Publishing,
+    publishing: Arc<Publishing>,
     settings: config::Governors,
 }
 
@@ -73,7 +72,7 @@ enum Attempt {
 
 impl Executor {
     /// An executor over the given planes.
-    pub fn new(db: Db, publishing: Publishing, settings: config::Governors) -> Self {
+    pub fn new(db: Db, publishing: Arc<Publishing>, settings: config::Governors) -> Self {
         Self { db, publishing, settings }
     }
 
@@ -156,7 +155,7 @@ impl Executor {
     }
 
     async fn act(&self, tx: &mut Tx, action: &Action) -> Result<Effect, ActError> {
-        let publishing = &self.publishing;
+        let publishing = &*self.publishing;
         match action {
             Action::ScheduleClip { clip_id, platform } => {
                 publishing::act::schedule_clip(tx, publishing, *clip_id, platform.as_deref()).await
@@ -169,10 +168,10 @@ impl Executor {
             Action::DowngradeLowScoreClip { clip_id } => {
                 publishing::act::downgrade_low_score_clip(tx, publishing, *clip_id).await
             }
-            Action::ForcePublish { log_id } => publishing::act::force_publish(tx, *log_id).await,
+            Action::ForcePublish { log_id } => publishing::act::force_publish(tx, publishing, *log_id).await,
             Action::RebalanceQueue { emergency } => {
                 let rebalanced = queue::act::rebalance(tx, *emergency).await?;
-                publishing::act::fail_waiting_on(tx, &rebalanced.failed_jobs, REBALANCED).await?;
+                publishing::act::fail_waiting_on(tx, &rebalanced.failed_jobs).await?;
                 Ok(rebalanced.effect)
             }
         }

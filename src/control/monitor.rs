@@ -2,6 +2,8 @@
 //!
 //! A section that cannot be read is left out and named in `system.unobserved`; the cycle goes on with less trust.
 
+use std::sync::Arc;
+
 use super::snapshot::{Snapshot, SystemSection};
 use crate::db::{Db, Result, Timestamp, Tx};
 use crate::ledger;
@@ -12,7 +14,7 @@ use crate::planes::queue;
 #[derive(Clone)]
 pub struct Monitor {
     db: Db,
-    publishing: Publishing,
+    publishing: Arc<Publishing>,
 }
 
 /// A reading transaction that is begun again when a failed statement has spoilt it.
@@ -49,7 +51,7 @@ impl Look<'_> {
 
 impl Monitor {
     /// A monitor over the given planes.
-    pub fn new(db: Db, publishing: Publishing) -> Self {
+    pub fn new(db: Db, publishing: Arc<Publishing>) -> Self {
         Self { db, publishing }
     }
 
@@ -58,18 +60,17 @@ impl Monitor {
         let mut tx = self.db.begin_read().await?;
         let at: Timestamp = tx.now().await?;
         let mut look = Look { db: &self.db, tx: Some(tx), unobserved: Vec::new() };
-        let publishing = &self.publishing;
-        let (platforms, postponements) = (publishing.platforms(), publishing.config().max_postponements);
+        let publishing = &*self.publishing;
         let jobs = section!(look, "jobs", |tx| queue::observe(tx, at));
-        let publish_logs = section!(look, "publish_logs", |tx| publishing::publish_logs(tx, at));
-        let campaigns = section!(look, "campaigns", |tx| publishing::campaigns(tx));
-        let clips = section!(look, "clips", |tx| publishing::clips(tx, at, &platforms, postponements));
+        let publish_logs = section!(look, "publish_logs", |tx| publishing::observe_publish_logs(tx, at));
+        let campaigns = section!(look, "campaigns", |tx| publishing::observe_campaigns(tx));
+        let clips = section!(look, "clips", |tx| publishing::observe_clips(tx, publishing, at));
         let ledger = section!(look, "ledger", |tx| ledger::observe(tx, at));
         Ok(Snapshot {
             at,
             jobs,
             publish_logs,
-            scheduler: Some(publishing.schedule().section(at)),
+            scheduler: Some(publishing.observe_scheduler(at)),
             campaigns,
             clips,
             ledger,

@@ -43,16 +43,18 @@ pub async fn take(tx: &mut Tx) -> Result<Option<i64>> {
 
 /// Gives a request its answer.
 pub async fn answer(tx: &mut Tx, id: i64, answer: &Answer) -> Result<()> {
-    tx.query("UPDATE cycle_requests SET cycle_id = $1, error = $2 WHERE id = $3")
-        .bind(answer.as_ref().ok().copied())
-        .bind(answer.as_ref().err().cloned())
-        .bind(id)
-        .execute()
-        .await?;
+    tx.query(
+        "UPDATE cycle_requests SET cycle_id = $1, error = $2 WHERE id = $3 AND cycle_id IS NULL AND error IS NULL",
+    )
+    .bind(answer.as_ref().ok().copied())
+    .bind(answer.as_ref().err().cloned())
+    .bind(id)
+    .execute()
+    .await?;
     Ok(())
 }
 
-/// Gives back requests that a dead leader took and never answered.
+/// Gives back requests that a leader took and never answered, because it died or was deposed.
 pub async fn reopen(tx: &mut Tx) -> Result<()> {
     tx.query(
         "UPDATE cycle_requests SET taken_at = NULL WHERE taken_at IS NOT NULL AND cycle_id IS NULL AND error IS NULL",

@@ -214,9 +214,13 @@ impl Runner {
             let mut tx = self.db.begin().await?;
             let Some(request) = requests::take(&mut tx).await? else { return Ok(()) };
             tx.commit().await?;
-            let answer = self.run_cycle(Trigger::Manual, 0, renewed_at).await.map_err(|cause| cause.to_string());
+            let ran = self.run_cycle(Trigger::Manual, 0, renewed_at).await;
             let mut tx = self.db.begin().await?;
-            requests::answer(&mut tx, request, &answer).await?;
+            match ran {
+                Ok(cycle) => requests::answer(&mut tx, request, &Ok(cycle)).await?,
+                Err(CycleError::Store(cause)) => requests::answer(&mut tx, request, &Err(cause.to_string())).await?,
+                Err(CycleError::TermOver(_)) => requests::reopen(&mut tx).await?, // the new leader answers it
+            }
             tx.commit().await?;
             self.db.wake(Topic::Loop).await;
             Ok::<_, crate::db::Error>(())

@@ -66,7 +66,7 @@ impl Upkeep {
             .await?;
         scheduler
             .add(job(RECONCILE, "reconciliation", context, |context| async move {
-                publishing::act::reconcile_if_open(&context.db).await
+                publishing::reconcile_if_needed(&context.db).await
             })?)
             .await?;
         scheduler.start().await?;

@@ -44,21 +44,22 @@ impl Guard {
         )
     }
 
-    fn identify(&self, headers: &HeaderMap) -> Result<Caller, Response> {
+    /// Who sent these headers, or what is wrong with the token: the challenge and a sentence.
+    fn identify(&self, headers: &HeaderMap) -> Result<Caller, (&'static str, &'static str)> {
         if self.is_open() {
             return Ok(Caller { name: "local".to_owned(), role: Role::Admin });
         }
         let Some(value) = headers.get(header::AUTHORIZATION) else {
-            return Err(unauthorized("Bearer realm=\"showrunner\"", "Send a token: `Authorization: Bearer <token>`."));
+            return Err(("Bearer realm=\"showrunner\"", "Send a token: `Authorization: Bearer <token>`."));
         };
         let token = value.to_str().ok().and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
         });
-        token.and_then(|token| self.find(token)).cloned().ok_or_else(|| {
-            let challenge = "Bearer realm=\"showrunner\", error=\"invalid_token\"";
-            unauthorized(challenge, "The token is not one of those that `auth.tokens` of the configuration names.")
-        })
+        token.and_then(|token| self.find(token)).cloned().ok_or((
+            "Bearer realm=\"showrunner\", error=\"invalid_token\"",
+            "The token is not one of those that `auth.tokens` of the configuration names.",
+        ))
     }
 }
 
@@ -81,7 +82,7 @@ pub fn needed(method: &Method) -> Role {
 pub async fn authenticate(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let caller = match guard.identify(request.headers()) {
         Ok(caller) => caller,
-        Err(response) => return response,
+        Err((challenge, detail)) => return unauthorized(challenge, detail),
     };
     if let Err(problem) = caller.require(needed(request.method())) {
         return problem.into_response();

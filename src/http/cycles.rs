@@ -65,8 +65,10 @@ enum TriggerKind {
 #[into_params(parameter_in = Query)]
 pub struct CyclesQuery {
     /// Only cycles of this status.
+    #[param(inline)]
     status: Option<CycleStatus>,
     /// Only cycles begun this way.
+    #[param(inline)]
     trigger: Option<TriggerKind>,
     /// Only cycles begun at this time or later.
     since: Option<Timestamp>,

@@ -64,6 +64,8 @@ impl TryFrom<StoredEntry> for LedgerEntry {
 pub struct LedgerQuery {
     /// Only events whose name begins so, e.g. `orchestrator.`.
     event_type: Option<String>,
+    /// Only entries of this severity.
+    #[param(inline)]
     severity: Option<Severity>,
     /// `loop`, `system` or `operator:<name>`.
     actor: Option<String>,

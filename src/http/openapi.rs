@@ -14,6 +14,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::AppState;
 use crate::problem::{FieldError, Problem};
+use crate::web::Limit;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -22,7 +23,7 @@ use crate::problem::{FieldError, Problem};
         description = "Runs a media platform by itself: looks at everything, decides by rules, acts, and writes down \
             what it saw, what it did and why. Errors are `application/problem+json`."
     ),
-    components(schemas(Problem, FieldError)),
+    components(schemas(Problem, FieldError, Limit)),
     tags(
         (name = "loop", description = "The loop: look, run once, switch on and off"),
         (name = "record", description = "What was done and why"),

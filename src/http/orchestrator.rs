@@ -101,7 +101,7 @@ pub async fn run_once(State(state): State<AppState>, caller: Caller) -> Result<J
     responses((status = 200, description = "Switched on", body = EnabledAnswer)))]
 pub async fn enable(State(state): State<AppState>, caller: Caller) -> Result<Json<EnabledAnswer>, Problem> {
     state.orchestrator.enable(&caller.actor()).await?;
-    let interval_seconds = state.config.orchestrator.interval_seconds;
+    let interval_seconds = state.orchestrator.interval().as_secs();
     let orchestrator = Enabled { status: "started", interval_seconds, enabled: true };
     Ok(Json(EnabledAnswer { status: Ok200::Ok, orchestrator }))
 }

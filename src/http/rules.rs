@@ -1,31 +1,27 @@
 //! The rules in force.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
+use crate::control::decider::RuleInfo;
 use crate::control::orchestrator::RulesStatus;
-use crate::db;
-use crate::problem::Problem;
 
+/// The rules in force on this instance.
 #[derive(Serialize, ToSchema)]
 pub struct RulesAnswer {
     #[serde(flatten)]
     status: RulesStatus,
-    /// The files of the set in force with their text; empty until a cycle has run under it.
-    files: BTreeMap<String, String>,
+    /// The rules of the set in force, in the order in which they are asked.
+    rules: Vec<RuleInfo>,
 }
 
-/// The rules in force with their files, and what is wrong with newer ones.
+/// The rules in force on this instance, and what is wrong with a newer set.
 #[utoipa::path(get, path = "/v1/rules", operation_id = "getRules", tag = "loop",
     responses((status = 200, description = "The rules", body = RulesAnswer)))]
-pub async fn show(State(state): State<AppState>) -> Result<Json<RulesAnswer>, Problem> {
-    let status = state.orchestrator.status().await?.rules;
-    let stored: Option<(db::Json<BTreeMap<String, String>>,)> =
-        state.db.query("SELECT sources FROM rule_sets WHERE hash = $1").bind(status.hash.clone()).optional().await?;
-    Ok(Json(RulesAnswer { status, files: stored.map(|(files,)| files.0).unwrap_or_default() }))
+pub async fn show(State(state): State<AppState>) -> Json<RulesAnswer> {
+    let book = state.orchestrator.rules();
+    Json(RulesAnswer { status: book.status(), rules: book.current().rules().to_vec() })
 }

@@ -2,5 +2,6 @@
 
 mod floors;
 mod heuristics;
+mod instances;
 mod platform;
 mod support;

@@ -33,3 +33,6 @@ pub(super) use evaluate::deductions;
 pub use evaluate::{Proposals, propose};
 pub use plan::plan;
 pub use rule_set::{Mode, RuleInfo, RuleSet};
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,8 @@
 //! Level-based: every tick reads what there is and trusts no event, so it also carries what other programs inserted
 //! and what a crash left behind. Every instance runs one; rows are taken by conditional updates.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -22,9 +23,6 @@ const BATCH: i64 = 250;
 /// Pending publications whose jobs are checked in one tick.
 const SWEEP: i64 = 500;
 
-/// How often it looks when nothing wakes it.
-const POLL: Duration = Duration::from_secs(1);
-
 /// What one tick did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dispatched {
@@ -40,15 +38,17 @@ pub struct Dispatched {
 
 /// Hands due publications to the queue.
 pub struct Dispatcher {
-    publishing: Publishing,
+    publishing: Arc<Publishing>,
+    poll_interval: Duration,
 }
 
 impl Dispatcher {
-    pub fn new(publishing: Publishing) -> Self {
-        Self { publishing }
+    /// A dispatcher that looks every `poll_interval` when nothing wakes it.
+    pub fn new(publishing: Arc<Publishing>, poll_interval: Duration) -> Self {
+        Self { publishing, poll_interval }
     }
 
-    /// Ticks until `stop`, at each hint of [`Topic::Publications`] and once a second.
+    /// Ticks until `stop`, at each hint of [`Topic::Publications`] and every poll interval.
     pub async fn run(self, stop: CancellationToken) {
         let db = self.publishing.db().clone();
         let clock = self.publishing.clock().clone();
@@ -62,7 +62,7 @@ impl Dispatcher {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = hints.woken() => {}
-                () = clock.sleep(POLL) => {}
+                () = clock.sleep(self.poll_interval) => {}
             }
         }
     }
@@ -113,13 +113,10 @@ impl Dispatcher {
         let minutes = self.publishing.config().catch_up_after_minutes;
         let overdue_before = now.before(Duration::from_secs(minutes.saturating_mul(60)));
         let mut due = store::lock_due(tx, overdue_before, BATCH).await?;
-        let fresh = due.iter().fold(BTreeMap::<String, ()>::new(), |mut platforms, log| {
-            platforms.insert(log.platform.clone(), ());
-            platforms
-        });
+        let fresh: BTreeSet<String> = due.iter().map(|log| log.platform.clone()).collect();
         for platform in store::overdue_platforms(tx, overdue_before).await? {
             // What is due on time goes before what is late anyway.
-            if fresh.contains_key(&platform) {
+            if fresh.contains(&platform) {
                 continue;
             }
             let quiet_since = self.quiet_since(&platform, now);

@@ -14,6 +14,7 @@
 //! | `dispatch` | handing due publications to the queue, and finding those whose job died |
 //! | `publish`, `reconcile` | the two kinds of jobs |
 //! | `connectors` | the ways out: a simulated platform, and a signed webhook |
+//! | `routes` | its HTTP routes |
 //! | `observe` | the sections `publish_logs`, `scheduler`, `campaigns` and `clips` |
 
 pub mod act;
@@ -23,8 +24,11 @@ mod model;
 mod observe;
 mod publish;
 mod reconcile;
+mod routes;
 mod slots;
 mod store;
+#[cfg(test)]
+mod tests;
 mod windows;
 
 use std::sync::Arc;
@@ -33,11 +37,13 @@ use std::time::Duration;
 pub use dispatch::{Dispatched, Dispatcher};
 pub use model::{Campaign, CampaignStatus, Clip, ClipStatus, Event, IllegalTransition, PublishLog, Status};
 pub use observe::*;
+pub use reconcile::reconcile_if_needed;
+pub use routes::routes;
 pub use windows::{PlatformSchedule, Schedule, ScheduleError, Window};
 
 use crate::clock::SharedClock;
 use crate::config;
-use crate::db::Db;
+use crate::db::{Db, Timestamp};
 use crate::planes::queue;
 use crate::random::Random;
 use connectors::Connector;
@@ -47,13 +53,8 @@ use connectors::webhook::Webhook;
 /// The queue that carries the plane's jobs.
 pub const QUEUE: &str = "publishing";
 
-/// The plane's handle; cheap to clone.
-#[derive(Clone)]
+/// The plane's handle.
 pub struct Publishing {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
     config: config::Publishing,
     schedule: Schedule,
     db: Db,
@@ -109,31 +110,36 @@ impl Publishing {
         if config.settle_minutes.saturating_mul(60_000) < config.call_timeout_ms.saturating_mul(2) {
             return Err("publishing.settle_minutes: at least twice call_timeout_ms".to_owned());
         }
-        Ok(Self { inner: Arc::new(Inner { config, schedule, db, clock, random, connector, sandbox }) })
+        Ok(Self { config, schedule, db, clock, random, connector, sandbox })
     }
 
     /// What was configured.
     pub fn config(&self) -> &config::Publishing {
-        &self.inner.config
+        &self.config
     }
 
     /// The platforms' windows.
     pub fn schedule(&self) -> &Schedule {
-        &self.inner.schedule
+        &self.schedule
     }
 
     /// The configured platforms, by name.
     pub fn platforms(&self) -> Vec<String> {
-        self.inner.schedule.names().map(str::to_owned).collect()
+        self.schedule.names().map(str::to_owned).collect()
     }
 
     /// The simulated platform, where that is the connector.
     pub fn sandbox(&self) -> Option<&Sandbox> {
-        self.inner.sandbox.as_deref()
+        self.sandbox.as_deref()
+    }
+
+    /// What the loop sees of the windows: the section `scheduler`.
+    pub fn observe_scheduler(&self, now: Timestamp) -> SchedulerSection {
+        self.schedule.section(now)
     }
 
     /// Runs the plane's jobs; give them to a worker of the queue [`QUEUE`].
-    pub fn handlers(&self) -> Vec<Arc<dyn queue::Handler>> {
+    pub fn handlers(self: &Arc<Self>) -> Vec<Arc<dyn queue::Handler>> {
         vec![
             Arc::new(publish::PublishHandler::new(self.clone())),
             Arc::new(reconcile::ReconcileHandler::new(self.clone())),
@@ -141,23 +147,23 @@ impl Publishing {
     }
 
     fn db(&self) -> &Db {
-        &self.inner.db
+        &self.db
     }
 
     fn clock(&self) -> &SharedClock {
-        &self.inner.clock
+        &self.clock
     }
 
     fn random(&self) -> &Random {
-        &self.inner.random
+        &self.random
     }
 
     fn connector(&self) -> &dyn Connector {
-        self.inner.connector.as_ref()
+        self.connector.as_ref()
     }
 
     /// How long a platform may take to answer.
     fn call_timeout(&self) -> Duration {
-        Duration::from_millis(self.inner.config.call_timeout_ms)
+        Duration::from_millis(self.config.call_timeout_ms)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Publishing;
 use crate::db::{Json, Result, Timestamp, Tx};
 use crate::sql;
 
@@ -167,7 +168,7 @@ struct Counts {
 }
 
 /// Reads the section `publish_logs`; the cost does not grow with what is out.
-pub async fn publish_logs(tx: &mut Tx, now: Timestamp) -> Result<PublishLogsSection> {
+pub async fn observe_publish_logs(tx: &mut Tx, now: Timestamp) -> Result<PublishLogsSection> {
     let tallies: Vec<(String, i64)> = tx
         .query("SELECT key, CAST(SUM(n) AS BIGINT) FROM tallies WHERE name = 'publish_logs' GROUP BY key")
         .all()
@@ -253,7 +254,7 @@ async fn stuck(tx: &mut Tx, now: Timestamp, since: Timestamp) -> Result<Vec<Stuc
 }
 
 /// Reads the section `campaigns`.
-pub async fn campaigns(tx: &mut Tx) -> Result<CampaignsSection> {
+pub async fn observe_campaigns(tx: &mut Tx) -> Result<CampaignsSection> {
     let (active, budget): (i64, f64) = tx
         .query(
             "SELECT CAST(coalesce(SUM(n), 0) AS BIGINT), CAST(coalesce(SUM(total), 0) AS DOUBLE PRECISION)
@@ -289,9 +290,9 @@ struct ClipRow {
     campaign_id: Option<i64>,
 }
 
-/// Reads the section `clips`. `platforms` are the configured ones, `max_postponements` how often a publication may be
-/// moved a day later.
-pub async fn clips(tx: &mut Tx, now: Timestamp, platforms: &[String], max_postponements: u32) -> Result<ClipsSection> {
+/// Reads the section `clips`.
+pub async fn observe_clips(tx: &mut Tx, publishing: &Publishing, now: Timestamp) -> Result<ClipsSection> {
+    let max_postponements = publishing.config().max_postponements;
     // The tally's key is ten minutes of RFC 3339 text: `2026-11-20T18:3`.
     let since = now.before(Duration::from_secs(86_400)).to_string()[..15].to_owned();
     let tallies: Vec<(String, i64, f64)> = tx
@@ -328,10 +329,11 @@ pub async fn clips(tx: &mut Tx, now: Timestamp, platforms: &[String], max_postpo
         .await?;
     let used = used_platforms(tx, ready.iter().chain(&low).map(|clip| clip.id).collect()).await?;
     let view = |clip: ClipRow| ClipView {
-        unused_platforms: platforms
-            .iter()
-            .filter(|platform| !used.iter().any(|(id, used)| *id == clip.id && used == *platform))
-            .cloned()
+        unused_platforms: publishing
+            .schedule()
+            .names()
+            .filter(|platform| !used.iter().any(|(id, used)| *id == clip.id && used == platform))
+            .map(str::to_owned)
             .collect(),
         id: clip.id,
         title: clip.title,

@@ -4,6 +4,7 @@
 //! answer is recorded together with the end of the job. Whatever dies between the first and the last leaves a
 //! publication that is `publishing` without a live job: the dispatcher finds it and reconciliation settles it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +31,7 @@ const LONGEST_THROTTLE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Runs jobs of kind `publish`.
 pub(super) struct PublishHandler {
-    publishing: Publishing,
+    publishing: Arc<Publishing>,
 }
 
 #[async_trait]
@@ -58,7 +59,7 @@ impl Handler for PublishHandler {
 }
 
 impl PublishHandler {
-    pub(super) fn new(publishing: Publishing) -> Self {
+    pub(super) fn new(publishing: Arc<Publishing>) -> Self {
         Self { publishing }
     }
 

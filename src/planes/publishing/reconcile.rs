@@ -3,6 +3,7 @@
 //! A platform's "it is out" settles one as published, its "it failed" as failed; its "never heard of it" settles one
 //! as failed only when the attempt is so old that nothing of it can still be on its way. Anything else changes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,10 +14,10 @@ use tokio::task::JoinSet;
 use super::connectors::StatusAnswer;
 use super::model::{Event, PublishLog, Status};
 use super::store::{self, Settled};
-use super::{Publishing, dispatch, publish};
-use crate::db::Result;
+use super::{Publishing, QUEUE, dispatch, publish};
+use crate::db::{Db, Result, Topic, Tx};
 use crate::ledger::{self, Severity};
-use crate::planes::queue::{Handler, Job, Outcome};
+use crate::planes::queue::{self, Enqueued, Handler, Job, NewJob, Outcome};
 
 /// The kind of these jobs, and the key under which one is live at a time.
 pub(super) const KIND: &str = "reconcile";
@@ -24,9 +25,40 @@ pub(super) const KIND: &str = "reconcile";
 /// Publications that are asked about at once: a platform is not to be flooded with questions.
 const BATCH: i64 = 8;
 
+/// Asking goes before sending: what is settled frees its clip for another try.
+const PRIORITY: i64 = 100;
+
+/// Enqueues the job; `created` is false when one is live already.
+pub(super) async fn enqueue(tx: &mut Tx) -> Result<Enqueued> {
+    let job = NewJob {
+        kind: KIND,
+        queue: QUEUE,
+        priority: PRIORITY,
+        input: json!({}),
+        idempotency_key: Some(KIND.to_owned()),
+        run_at: None,
+        max_attempts: 3,
+    };
+    queue::enqueue(tx, job).await
+}
+
+/// Enqueues the job if there is a publication without an answer; upkeep calls it from time to time.
+pub async fn reconcile_if_needed(db: &Db) -> Result<()> {
+    if store::unknown_after(db, 0, 1).await?.is_empty() {
+        return Ok(());
+    }
+    let mut tx = db.begin().await?;
+    let enqueued = enqueue(&mut tx).await?;
+    tx.commit().await?;
+    if enqueued.created {
+        db.wake(Topic::Jobs).await;
+    }
+    Ok(())
+}
+
 /// Runs jobs of kind `reconcile`.
 pub(super) struct ReconcileHandler {
-    publishing: Publishing,
+    publishing: Arc<Publishing>,
 }
 
 /// What a reconciliation found.
@@ -52,7 +84,7 @@ impl Handler for ReconcileHandler {
 }
 
 impl ReconcileHandler {
-    pub(super) fn new(publishing: Publishing) -> Self {
+    pub(super) fn new(publishing: Arc<Publishing>) -> Self {
         Self { publishing }
     }
 

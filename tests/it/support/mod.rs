@@ -1,6 +1,7 @@
 //! What stories need: a database of each kind, and a service on it.
 
 pub mod postgres;
+pub mod process;
 pub mod world;
 
 pub use world::World;

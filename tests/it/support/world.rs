@@ -81,11 +81,6 @@ impl World {
         self._folder.path()
     }
 
-    /// Lets the database fail where `faults` says, from the next start on.
-    pub fn with_faults(&mut self, faults: Arc<dyn Faults>) {
-        self.db = self.db.clone().with_faults(faults);
-    }
-
     /// Starts the whole service on this world's database, clock and configuration.
     pub async fn start(&mut self) -> &App {
         self.start_as(Mode::Serve).await
@@ -97,16 +92,20 @@ impl World {
     }
 
     async fn start_as(&mut self, mode: Mode) -> &App {
-        let parts = Parts {
-            config: self.config.clone(),
-            clock: self.clock.clone(),
-            random: Random::seeded(1),
-            db: Some(self.db.clone()),
-            mode,
-            listen: true,
-        };
-        self.app = Some(App::start(parts).await.expect("the service starts"));
+        self.app = Some(self.instance(mode, 1, None).await);
         self.app.as_ref().expect("just started")
+    }
+
+    /// Another instance on the same database and clock, failing where `faults` says.
+    pub async fn instance(&self, mode: Mode, seed: u64, faults: Option<Arc<dyn Faults>>) -> App {
+        let opened = Db::open(&Options::new(&self.url), self.clock.clone()).await.expect("the database");
+        let mut db = opened.with_clock(self.clock.clone());
+        if let Some(faults) = faults {
+            db = db.with_faults(faults);
+        }
+        let (config, random) = (self.config.clone(), Random::seeded(seed));
+        let parts = Parts { config, clock: self.clock.clone(), random, db: Some(db), mode, listen: true };
+        App::start(parts).await.expect("the service starts")
     }
 
     /// Stops the service; the database stays.
@@ -249,11 +248,6 @@ impl World {
     /// POSTs nothing at all, as `curl -X POST` does.
     pub async fn poke(&self, path: &str) -> (u16, Value) {
         answer(self.http.post(self.address(path))).await
-    }
-
-    /// A request to be completed by the story.
-    pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method, self.address(path))
     }
 
     /// `POST /orchestrator/run-once`; returns its `result`.
