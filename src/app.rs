@@ -1,18 +1,42 @@
 //! Everything is built, started and stopped here, in order.
+//!
+//! Up: database and schema, planes, rules, loop, queue worker, dispatcher, upkeep, doors. Down: doors first (running
+//! requests end), then the loop (its running action ends and the lease is given back), then queue and dispatcher,
+//! then the database.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::control::decider::RuleBook;
 use crate::control::orchestrator::Orchestrator;
-use crate::db::Db;
+use crate::control::{CycleRunner, Executor, Lead, Monitor, Runner, Upkeep, initialise_switch};
+use crate::db::{Db, Options};
+use crate::http;
+use crate::planes::publishing::{self, Dispatcher, Publishing};
+use crate::planes::queue::{Worker, WorkerOptions};
 use crate::random::Random;
 
-/// What the service is made of from outside: tests and the demo bring their own clock and chance.
+pub use crate::control::Mode;
+
+/// How long a stopping queue waits for the jobs that run; a platform's call may take as long.
+const QUEUE_DRAIN: Duration = Duration::from_secs(30);
+
+/// What the service is made of from outside: tests and the demo bring their own clock, chance and database.
 pub struct Parts {
     pub config: Config,
     pub clock: SharedClock,
     pub random: Random,
+    /// An open database in place of the configured one, e.g. one with faults.
+    pub db: Option<Db>,
+    /// Whether this process serves, or only carries out a command.
+    pub mode: Mode,
     /// Whether to listen for HTTP.
     pub listen: bool,
 }
@@ -20,36 +44,188 @@ pub struct Parts {
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The database, or its schema.
     #[error(transparent)]
     Store(#[from] crate::db::Error),
+    /// The configuration forbids it; says what to set.
     #[error("{0}")]
     Refused(String),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {cause}. Is another program using the port? Set PORT to another one")]
+    Listen { address: SocketAddr, cause: std::io::Error },
 }
 
 /// A running service.
 pub struct App {
     address: Option<SocketAddr>,
     orchestrator: Orchestrator,
+    publishing: Arc<Publishing>,
     db: Db,
+    /// Whether the database was opened here, and so is closed here.
+    owns_db: bool,
+    doors: Part,
+    control: Part,
+    work: Part,
+    upkeep: Option<Upkeep>,
+}
+
+/// Tasks that stop together.
+#[derive(Default)]
+struct Part {
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Part {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.push(tokio::spawn(task));
+    }
+    async fn end(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            if let Err(cause) = task.await {
+                tracing::error!(%cause, "a part of the service ended by panic");
+            }
+        }
+    }
 }
 
 impl App {
     /// Opens and migrates the database, loads the rules, starts loop, queue, upkeep and doors.
-    pub async fn start(_parts: Parts) -> Result<Self, StartError> {
-        Err(StartError::Refused("not built yet".to_owned()))
+    pub async fn start(parts: Parts) -> Result<Self, StartError> {
+        let Parts { config, clock, random, db, mode, listen } = parts;
+        if listen {
+            http::check_exposure(&config).map_err(StartError::Refused)?;
+        }
+        let owns_db = db.is_none();
+        let db = match db {
+            Some(db) => db,
+            None => {
+                let options = Options { durability: config.durability, ..Options::new(&config.database_url) };
+                Db::open(&options, clock.clone()).await?
+            }
+        };
+        db.migrate().await?;
+        initialise_switch(&db, config.orchestrator.enabled).await?;
+
+        let instance = format!("{}-{}", std::process::id(), &random.token()[..8]);
+        let interval = Duration::from_secs(config.orchestrator.interval_seconds);
+        let publishing = Publishing::new(config.publishing.clone(), db.clone(), clock.clone(), random.clone())
+            .map_err(StartError::Refused)?;
+        let rules = Arc::new(match &config.rules_dir {
+            Some(folder) => RuleBook::folder(folder),
+            None => RuleBook::built_in(),
+        });
+        let publishing = Arc::new(publishing);
+        let monitor = Monitor::new(db.clone(), publishing.clone());
+        let orchestrator =
+            Orchestrator::new(db.clone(), clock.clone(), monitor.clone(), rules.clone(), &instance, interval);
+
+        let mut app = Self {
+            address: None,
+            orchestrator,
+            publishing: publishing.clone(),
+            db: db.clone(),
+            owns_db,
+            doors: Part::default(),
+            control: Part::default(),
+            work: Part::default(),
+            upkeep: None,
+        };
+        let executor = Executor::new(db.clone(), publishing.clone(), config.governors.clone());
+        let governors = config.governors.clone();
+        let lead = Lead::default();
+        let runner = Runner {
+            db: db.clone(),
+            clock: clock.clone(),
+            instance: instance.clone(),
+            interval,
+            mode,
+            cycle: CycleRunner::new(db.clone(), clock.clone(), instance.clone(), rules, monitor, executor, governors),
+            lead: lead.clone(),
+        };
+        let wakeups = db.clone();
+        let (relay_clock, relay_stop) = (clock.clone(), app.control.stop.clone());
+        app.control.spawn(async move { wakeups.relay_wakeups(relay_clock, relay_stop).await });
+        app.control.spawn(runner.run(app.control.stop.clone()));
+        if mode == Mode::Serve {
+            app.start_work(&config, clock, random.clone(), instance);
+            let upkeep = Upkeep::start(db, lead, config.retention.clone()).await;
+            app.upkeep =
+                Some(upkeep.map_err(|cause| StartError::Refused(format!("upkeep cannot be scheduled: {cause}")))?);
+        }
+        if listen {
+            app.open_doors(config, random).await?;
+        }
+        Ok(app)
     }
+
+    /// The queue's worker and the dispatcher, which work whether the loop is on or off.
+    fn start_work(&mut self, config: &Config, clock: SharedClock, random: Random, instance: String) {
+        let options = WorkerOptions {
+            queue: publishing::QUEUE,
+            name: instance,
+            max_concurrency: config.queue.max_concurrency,
+            poll_interval: Duration::from_millis(config.queue.poll_interval_ms),
+            lease: Duration::from_secs(config.queue.lease_seconds),
+            drain: QUEUE_DRAIN,
+        };
+        let poll_interval = options.poll_interval;
+        let worker = Worker::new(self.db.clone(), clock, random, options, self.publishing.handlers());
+        self.work.spawn(worker.run(self.work.stop.clone()));
+        let dispatcher = Dispatcher::new(self.publishing.clone(), poll_interval);
+        let stop = self.work.stop.clone();
+        self.work.spawn(async move { dispatcher.run(stop).await });
+    }
+
+    async fn open_doors(&mut self, config: Config, random: Random) -> Result<(), StartError> {
+        let address = SocketAddr::new(config.host, config.port);
+        let listener = TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })?;
+        self.address = listener.local_addr().ok();
+        let drain = Duration::from_millis(config.http.drain_timeout_ms);
+        let state = http::AppState {
+            orchestrator: self.orchestrator.clone(),
+            db: self.db.clone(),
+            config: Arc::new(config),
+            random,
+            metrics: http::metrics::recorder(),
+        };
+        let planes = utoipa_axum::router::OpenApiRouter::new();
+        let router = http::router(state, planes);
+        self.doors.spawn(http::serve(listener, router, self.doors.stop.clone(), drain));
+        Ok(())
+    }
+
     /// Where the doors are, if they listen.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
+
     /// The loop.
     pub fn orchestrator(&self) -> &Orchestrator {
         &self.orchestrator
     }
+
+    /// The publishing plane.
+    pub fn publishing(&self) -> &Arc<Publishing> {
+        &self.publishing
+    }
+
     /// The database.
     pub fn db(&self) -> &Db {
         &self.db
     }
+
     /// Stops everything in the opposite order; the running action ends first.
-    pub async fn stop(self) {}
+    pub async fn stop(self) {
+        self.doors.end().await;
+        if let Some(upkeep) = self.upkeep {
+            upkeep.stop().await;
+        }
+        self.control.end().await;
+        self.work.end().await;
+        if self.owns_db {
+            self.db.close().await;
+        }
+    }
 }

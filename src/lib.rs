@@ -9,18 +9,23 @@
 //! | 5 loop | [`control`] | monitor → decider → executor, run by the runner under a leader's lease |
 //! | 4 planes | [`planes::publishing`] | clips, campaigns and publications |
 //! | 3 work | [`planes::queue`] | durable jobs; whatever leaves the process is one |
-//! | 2 record | [`ledger`], [`events`] | the audit chain; what happened |
+//! | 2 record | [`ledger`] | the audit chain |
 //! | 1 store | [`db`] | SQLite and PostgreSQL behind one face |
 //! | 0 ground | [`config`], [`clock`], [`random`], [`backoff`], [`telemetry`], [`problem`], [`actor`] | no import from above |
 
 pub mod actor;
 pub mod app;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod dashboard;
 pub mod db;
+pub mod http;
 pub mod ledger;
 pub mod planes;
 pub mod problem;
 pub mod random;
+pub mod telemetry;
+pub mod web;

@@ -102,8 +102,12 @@ CREATE UNIQUE INDEX publish_logs_idempotency ON publish_logs (idempotency_key);
 CREATE UNIQUE INDEX publish_logs_live ON publish_logs (clip_id, platform) WHERE status NOT IN ('failed', 'cancelled');
 CREATE INDEX publish_logs_of_clip ON publish_logs (clip_id, platform, status);
 CREATE INDEX publish_logs_due ON publish_logs (scheduled_at, platform) WHERE status IN ('scheduled', 'retry');
-CREATE INDEX publish_logs_of_platform ON publish_logs (platform, scheduled_at)
+-- When a platform's slots are taken.
+CREATE INDEX publish_logs_slots ON publish_logs (platform, coalesce(published_at, scheduled_at, pending_at, created_at))
     WHERE status NOT IN ('failed', 'cancelled');
+CREATE INDEX publish_logs_due_on_platform ON publish_logs (platform, scheduled_at) WHERE status IN ('scheduled', 'retry');
+CREATE INDEX publish_logs_in_flight ON publish_logs (platform, job_id) WHERE status IN ('pending', 'publishing');
+CREATE INDEX publish_logs_waiting_on ON publish_logs (job_id) WHERE status = 'pending';
 CREATE INDEX publish_logs_attempted ON publish_logs (platform, attempted_at) WHERE attempted_at IS NOT NULL;
 CREATE INDEX publish_logs_pending ON publish_logs (coalesce(pending_at, created_at)) WHERE status = 'pending';
 CREATE INDEX publish_logs_without_job ON publish_logs (priority DESC, id) WHERE status = 'pending' AND job_id IS NULL;
@@ -149,18 +153,6 @@ CREATE TABLE ledger_checkpoints (
     actor TEXT NOT NULL,
     created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
 );
-
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    plane TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    severity TEXT NOT NULL DEFAULT 'info' CHECK (severity IN ('info', 'warning', 'error', 'critical')),
-    subject TEXT,
-    payload TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(payload)),
-    created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at))
-);
-CREATE INDEX events_by_time ON events (created_at);
-CREATE INDEX events_by_subject ON events (subject, id) WHERE subject IS NOT NULL;
 
 -- The loop's switch, its lease, and requests to run one cycle.
 CREATE TABLE loop_switch (

@@ -3,7 +3,9 @@
 //! Each field's comment is its documentation in `showrunner config show` and the README. Values are checked by
 //! [`Config::check`]; reading them from file, environment and flags is `load`'s work.
 
+mod check;
 mod load;
+mod shape;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +14,7 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use load::{ConfigError, Overrides};
+pub use load::{ConfigError, Fault, Loaded, Overrides};
 
 use crate::actor::Role;
 
@@ -80,7 +82,7 @@ pub struct Governors {
     pub plan_blast_radius: usize,
     /// Actions of one kind an hour, unless `budgets` names the kind.
     pub budget_per_hour: u32,
-    /// Actions an hour by kind, e.g. `force_publish: 20`.
+    /// Actions an hour by kind, e.g. `force_publish: 20`; 0 forbids the kind.
     pub budgets: BTreeMap<String, u32>,
     /// Failures in a row that open an action kind's breaker.
     pub breaker_failures: u32,
@@ -203,8 +205,6 @@ pub struct Retention {
     pub cycles_days: u32,
     /// Finished jobs.
     pub jobs_days: u32,
-    /// Events.
-    pub events_days: u32,
     /// Ledger entries; a checkpoint stays.
     pub ledger_days: u32,
 }
@@ -264,6 +264,11 @@ pub enum LogFormat {
     Text,
     /// For programs.
     Json,
+}
+
+impl Token {
+    /// Its keys, as a file writes them.
+    const FIELDS: [&str; 3] = ["name", "role", "token"];
 }
 
 impl Platform {
@@ -374,7 +379,7 @@ impl Default for Webhook {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { idle_cycles_days: 2, cycles_days: 30, jobs_days: 14, events_days: 14, ledger_days: 0 }
+        Self { idle_cycles_days: 2, cycles_days: 30, jobs_days: 14, ledger_days: 0 }
     }
 }
 

@@ -1,7 +1,46 @@
-//! The loop.
+//! The loop: every interval, one leader looks, decides, acts and writes down.
+//!
+//! ```text
+//! runner ── tick or request ──▶ cycle: monitor ──▶ decider ──▶ executor ──▶ ledger, cycles
+//!    │                                  │             │            │
+//!  leader (lease, term), switch    planes' observe  rules/*.rhai  planes' act, one transaction each
+//! ```
+//!
+//! | room | holds |
+//! |---|---|
+//! | `snapshot` | what one look saw, section by section |
+//! | `monitor` | the look |
+//! | `health` | the score, by `health.rhai` |
+//! | `decider` | the rule language, its sandbox, proposals and the plan |
+//! | `action` | what can be done |
+//! | `executor` | doing it, fenced by the term |
+//! | `governors` | what cooldowns, budgets and breakers remember |
+//! | `cycle`, `cycles` | one cycle from end to end; its record |
+//! | `runner` | when a cycle runs |
+//! | `leader`, `switch`, `requests` | who runs it; whether; who asked for one |
+//! | `upkeep` | roll-ups, retention, periodic reconciliation |
+//! | `orchestrator` | the public face |
 
 pub mod action;
+mod cycle;
+pub mod cycles;
 pub mod decider;
+mod executor;
+mod governors;
 pub mod health;
+mod leader;
+mod monitor;
 pub mod orchestrator;
+mod requests;
+mod runner;
 pub mod snapshot;
+mod switch;
+mod upkeep;
+
+pub use cycle::{CycleRunner, ENGINE_VERSION};
+pub use executor::{ActionResult, Execution, Executor};
+pub use governors::ActionOutcome;
+pub use monitor::Monitor;
+pub use runner::{Lead, Mode, Runner};
+pub use switch::initialise as initialise_switch;
+pub use upkeep::{Upkeep, fold_tallies, forget_old};

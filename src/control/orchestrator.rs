@@ -1,12 +1,21 @@
 //! The loop's public face: what the doors, the command line and the demo hold.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::decider::RuleBook;
+use super::executor::Execution;
+use super::health::assess_health;
+use super::monitor::Monitor;
 use super::snapshot::Snapshot;
+use super::{cycles, leader, requests, switch};
 use crate::actor::Actor;
-use crate::db::{self, Timestamp};
+use crate::clock::SharedClock;
+use crate::db::{self, Db, Timestamp, Topic};
 
 /// Why the loop could not do what a door asked.
 #[derive(Debug, thiserror::Error)]
@@ -92,29 +101,144 @@ pub struct RulesStatus {
     pub rejected_because: Vec<String>,
 }
 
+/// How long a request for a cycle waits for a leader to answer it.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between looks for the answer when nothing wakes the asker.
+const ANSWER_POLL: Duration = Duration::from_millis(200);
+
 /// The loop's handle; cheap to clone.
 #[derive(Clone)]
-pub struct Orchestrator {}
+pub struct Orchestrator {
+    db: Db,
+    clock: SharedClock,
+    monitor: Monitor,
+    rules: Arc<RuleBook>,
+    instance: Arc<str>,
+    interval: Duration,
+}
 
 impl Orchestrator {
+    /// A handle of the instance named `instance`.
+    pub fn new(
+        db: Db,
+        clock: SharedClock,
+        monitor: Monitor,
+        rules: Arc<RuleBook>,
+        instance: &str,
+        interval: Duration,
+    ) -> Self {
+        Self { db, clock, monitor, rules, instance: instance.into(), interval }
+    }
+
+    /// The rules in force on this instance.
+    pub fn rules(&self) -> &RuleBook {
+        &self.rules
+    }
+
     /// Looks at the platform without deciding anything.
     pub async fn snapshot(&self) -> Result<Snapshot, LoopError> {
-        Err(LoopError::TimedOut(0))
+        let mut snapshot = self.monitor.look().await?;
+        assess_health(&self.rules.current(), &mut snapshot, &self.clock);
+        Ok(snapshot)
     }
-    /// Runs one cycle now, under the leader's term and never beside another, whether the loop is on or off.
-    pub async fn run_once(&self, _actor: &Actor) -> Result<CycleReport, LoopError> {
-        Err(LoopError::TimedOut(0))
+
+    /// Runs one cycle now, under the leader's term and never beside another, whether the loop is on or off. The
+    /// leader may be another instance: the request goes through the database.
+    pub async fn run_once(&self, actor: &Actor) -> Result<CycleReport, LoopError> {
+        let request = requests::ask(&self.db, actor).await?;
+        let mut hint = self.db.listen(Topic::Loop);
+        self.db.wake(Topic::Loop).await;
+        // Patience is measured on the machine's own pace of waiting, so that an accelerated clock does not shorten it.
+        let deadline = tokio::time::sleep(REQUEST_PATIENCE);
+        tokio::pin!(deadline);
+        let cycle_id = loop {
+            match requests::answered(&self.db, request).await? {
+                Some(Ok(cycle_id)) => break cycle_id,
+                Some(Err(error)) => return Err(LoopError::Cycle(error)),
+                None => {}
+            }
+            tokio::select! {
+                () = &mut deadline => {
+                    requests::withdraw(&self.db, request).await?;
+                    return Err(LoopError::TimedOut(REQUEST_PATIENCE.as_secs()));
+                }
+                () = hint.woken() => {}
+                () = tokio::time::sleep(ANSWER_POLL) => {}
+            }
+        };
+        self.report(cycle_id).await
     }
+
+    async fn report(&self, cycle_id: i64) -> Result<CycleReport, LoopError> {
+        let missing = || LoopError::Cycle(format!("cycle {cycle_id} ran, but its record is gone"));
+        let cycle = cycles::load(&self.db, cycle_id).await?.ok_or_else(missing)?;
+        let snapshot = serde_json::from_value(cycle.snapshot).map_err(|_| missing())?;
+        let execution = match cycle.row.result {
+            Some(_) => cycle.result,
+            None => serde_json::to_value(Execution::default()).unwrap_or_default(),
+        };
+        let mut decision = cycle.decision;
+        // An idle decision is stored empty; its readers still find the lists.
+        for list in ["actions", "proposals"] {
+            if let Some(fields) = decision.as_object_mut() {
+                fields.entry(list).or_insert_with(|| Value::Array(Vec::new()));
+            }
+        }
+        Ok(CycleReport { cycle_id, snapshot, decision, execution, timestamp: cycle.row.started_at })
+    }
+
     /// Switches the loop on, for every instance and across restarts.
-    pub async fn enable(&self, _actor: &Actor) -> Result<(), LoopError> {
-        Err(LoopError::TimedOut(0))
+    pub async fn enable(&self, actor: &Actor) -> Result<(), LoopError> {
+        self.switch(true, actor).await
     }
+
     /// Switches the loop off; a running cycle ends first.
-    pub async fn disable(&self, _actor: &Actor) -> Result<(), LoopError> {
-        Err(LoopError::TimedOut(0))
+    pub async fn disable(&self, actor: &Actor) -> Result<(), LoopError> {
+        self.switch(false, actor).await
     }
+
+    async fn switch(&self, on: bool, actor: &Actor) -> Result<(), LoopError> {
+        switch::set(&self.db, on, actor).await?;
+        self.db.wake(Topic::Loop).await;
+        Ok(())
+    }
+
+    /// Seconds between cycles.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// Whether and where it runs.
     pub async fn status(&self) -> Result<LoopStatus, LoopError> {
-        Err(LoopError::TimedOut(0))
+        let now = self.db.now().await?;
+        let enabled = switch::is_on(&self.db).await?;
+        let lease = leader::current(&self.db).await?;
+        let alive = lease.as_ref().filter(|lease| lease.expires_at > now);
+        let last_cycle: Option<LastCycle> = self
+            .db
+            .query(
+                "SELECT id, status, started_at, finished_at, health_score, health_status, actions, succeeded, failed,
+                     error
+                 FROM cycles WHERE id = (SELECT MAX(id) FROM cycles WHERE status <> 'running')",
+            )
+            .optional()
+            .await?;
+        let running = enabled && alive.is_some();
+        let next_due = match &last_cycle {
+            Some(last) if running => Some(last.started_at.after(self.interval).max(now)),
+            _ => running.then_some(now),
+        };
+        Ok(LoopStatus {
+            running,
+            enabled,
+            interval_seconds: self.interval.as_secs(),
+            term: lease.as_ref().map_or(0, |lease| lease.term),
+            leader: alive.map(|lease| lease.holder.clone()),
+            instance: self.instance.to_string(),
+            last_cycle,
+            next_due,
+            rules: self.rules.status(),
+        })
     }
 }

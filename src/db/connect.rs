@@ -96,7 +96,8 @@ async fn open_postgres(options: &Options) -> Result<PgPool> {
             ("plan_cache_mode", "force_custom_plan"), // a sticky generic plan ignores the partial indexes
             ("statement_timeout", "30s"),
             ("lock_timeout", "10s"),
-            ("idle_in_transaction_session_timeout", "60s"),
+            // A paused instance lets go of its locks soon; no transaction of ours waits for anything but the database.
+            ("idle_in_transaction_session_timeout", "5s"),
             ("TimeZone", "UTC"),
         ]);
     PgPoolOptions::new()

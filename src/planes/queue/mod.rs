@@ -21,5 +21,5 @@ mod worker;
 
 pub use model::{Event, IllegalTransition, Job, NewJob, Status};
 pub use observe::{JobsSection, observe};
-pub use store::{Enqueued, complete, enqueue, fail, get};
-pub use worker::{Handler, Outcome, Worker};
+pub use store::{Enqueued, complete, enqueue, fail, forget_finished, get};
+pub use worker::{Handler, Outcome, Worker, WorkerOptions};

@@ -8,6 +8,18 @@ use super::model::{Job, NewJob};
 use crate::db::{Db, Json, Result, Timestamp, Tx};
 use crate::sql;
 
+/// Rows that one statement of upkeep touches at most, so that it never holds its locks for long.
+pub(super) const BATCH: i64 = 1_000;
+
+/// A pending job older than this gains priority and is no longer put off, so that none starves.
+const OLD_AFTER: Duration = Duration::from_secs(30 * 60);
+
+/// An emergency fails jobs that have been pending for longer than this.
+const TOO_OLD_AFTER: Duration = Duration::from_secs(2 * 3600);
+
+/// How many pending jobs are left alone when the rest is spread: the bound of a saturated queue.
+const KEPT_PENDING: i64 = 50;
+
 /// What enqueueing did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Enqueued {
@@ -182,9 +194,95 @@ pub async fn get(db: &Db, id: i64) -> Result<Option<(String, Option<Json<Value>>
     db.query("SELECT status, result, error FROM jobs WHERE id = $1").bind(id).optional().await
 }
 
-/// When the next job of a queue falls due, if any waits.
-pub(super) async fn next_due(db: &Db) -> Result<Option<Timestamp>> {
-    let (due,): (Option<Timestamp>,) =
-        db.query("SELECT MIN(run_at) FROM jobs WHERE status IN ('waiting', 'retry')").one().await?;
-    Ok(due)
+/// Whether there is anything to do in a queue: a pending job, one that falls due, or a lapsed lease. Only reads.
+pub(super) async fn has_work(db: &Db, queue: &str) -> Result<bool> {
+    let now = db.now().await?;
+    let (work,): (i64,) = db
+        .query(
+            "SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE status = 'pending' AND queue = $1)
+                 OR EXISTS (SELECT 1 FROM jobs WHERE status IN ('waiting', 'retry') AND run_at <= $2)
+                 OR EXISTS (SELECT 1 FROM jobs WHERE status = 'processing' AND lease_expires_at < $2)
+             THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END",
+        )
+        .bind(queue.to_owned())
+        .bind(now)
+        .one()
+        .await?;
+    Ok(work > 0)
+}
+
+/// Raises the priority of pending jobs that are old, by one each time; returns how many.
+pub(super) async fn age_priorities(tx: &mut Tx) -> Result<u64> {
+    let now = tx.now().await?;
+    tx.query(sql!(
+        "UPDATE jobs SET priority = priority + 1, updated_at = $1 WHERE priority < 1000 AND id IN (
+             SELECT id FROM jobs WHERE status = 'pending' AND coalesce(run_at, created_at) < $2
+             ORDER BY coalesce(run_at, created_at) LIMIT $3 " { sqlite: "", postgres: "FOR UPDATE SKIP LOCKED" } ")"
+    ))
+    .bind(now)
+    .bind(now.before(OLD_AFTER))
+    .bind(BATCH)
+    .execute()
+    .await
+}
+
+/// Puts young pending jobs of the lowest priorities off, evenly over ten minutes; the most urgent stay. Returns how many.
+pub(super) async fn spread_low_priority(tx: &mut Tx) -> Result<u64> {
+    let now = tx.now().await?;
+    let mut candidates: Vec<(i64,)> = tx
+        .query(sql!(
+            "SELECT id FROM jobs WHERE status = 'pending' AND priority <= 0 AND created_at >= $1
+             AND id NOT IN (SELECT id FROM jobs WHERE status = 'pending' ORDER BY priority DESC, id LIMIT $2)
+             ORDER BY priority, id DESC LIMIT $3 " { sqlite: "", postgres: "FOR UPDATE SKIP LOCKED" }
+        ))
+        .bind(now.before(OLD_AFTER))
+        .bind(KEPT_PENDING)
+        .bind(BATCH)
+        .all()
+        .await?;
+    candidates.sort_unstable(); // the oldest come back first
+    let step = Duration::from_secs(600) / candidates.len().max(1) as u32;
+    for (position, (id,)) in candidates.iter().enumerate() {
+        tx.query(
+            "UPDATE jobs SET status = 'waiting', run_at = $1, updated_at = $2 WHERE id = $3 AND status = 'pending'",
+        )
+        .bind(now.after(step * (position as u32 + 1)))
+        .bind(now)
+        .bind(*id)
+        .execute()
+        .await?;
+    }
+    Ok(candidates.len() as u64)
+}
+
+/// Fails jobs that have been pending for over two hours, oldest first; returns them. They are kept and can be retried.
+pub(super) async fn fail_long_pending(tx: &mut Tx) -> Result<Vec<i64>> {
+    let now = tx.now().await?;
+    let mut failed: Vec<(i64,)> = tx
+        .query(sql!(
+            "UPDATE jobs SET status = 'failed', error = 'pending for over 2 h: failed by an emergency rebalance',
+                 finished_at = $1, updated_at = $1
+             WHERE id IN (SELECT id FROM jobs WHERE status = 'pending' AND coalesce(run_at, created_at) < $2
+                          ORDER BY coalesce(run_at, created_at) LIMIT $3 "
+            { sqlite: "", postgres: "FOR UPDATE SKIP LOCKED" } ") RETURNING id"
+        ))
+        .bind(now)
+        .bind(now.before(TOO_OLD_AFTER))
+        .bind(BATCH)
+        .all()
+        .await?;
+    failed.sort_unstable();
+    Ok(failed.into_iter().map(|(id,)| id).collect())
+}
+
+/// Takes away jobs that finished before `before`, up to a batch; returns how many.
+pub async fn forget_finished(tx: &mut Tx, before: Timestamp) -> Result<u64> {
+    tx.query(
+        "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs
+             WHERE status IN ('completed', 'failed', 'cancelled') AND finished_at < $1 ORDER BY finished_at LIMIT $2)",
+    )
+    .bind(before)
+    .bind(BATCH)
+    .execute()
+    .await
 }

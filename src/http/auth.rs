@@ -1,0 +1,168 @@
+//! Who may come in: bearer tokens with roles, or, without any token, whoever is on this machine.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use secrecy::ExposeSecret;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::actor::{Caller, Role};
+use crate::config::Auth;
+use crate::problem::Problem;
+
+/// The tokens, by their hashes: the length of a token shows in no timing, and a memory dump holds none in clear.
+pub struct Guard {
+    tokens: Vec<([u8; 32], Caller)>,
+}
+
+impl Guard {
+    pub fn new(auth: &Auth) -> Self {
+        let known = |token: &crate::config::Token| {
+            (hash(token.token.expose_secret()), Caller { name: token.name.clone(), role: token.role })
+        };
+        Self { tokens: auth.tokens.iter().map(known).collect() }
+    }
+
+    /// Whether anybody on this machine may do everything.
+    fn is_open(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Compares with every token, whichever fits, so that the time tells nothing.
+    fn find(&self, token: &str) -> Option<&Caller> {
+        let presented = hash(token);
+        self.tokens.iter().fold(
+            None,
+            |found, (known, caller)| {
+                if bool::from(known.ct_eq(&presented)) { Some(caller) } else { found }
+            },
+        )
+    }
+
+    /// Who sent these headers, or what is wrong with the token: the challenge and a sentence.
+    fn identify(&self, headers: &HeaderMap) -> Result<Caller, (&'static str, &'static str)> {
+        if self.is_open() {
+            return Ok(Caller { name: "local".to_owned(), role: Role::Admin });
+        }
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            return Err(("Bearer realm=\"showrunner\"", "Send a token: `Authorization: Bearer <token>`."));
+        };
+        let token = value.to_str().ok().and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        token.and_then(|token| self.find(token)).cloned().ok_or((
+            "Bearer realm=\"showrunner\", error=\"invalid_token\"",
+            "The token is not one of those that `auth.tokens` of the configuration names.",
+        ))
+    }
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+fn unauthorized(challenge: &'static str, detail: &str) -> Response {
+    let mut response = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail).into_response();
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response
+}
+
+/// The role that a method takes; a route that needs more says so itself.
+pub fn needed(method: &Method) -> Role {
+    if method.is_safe() { Role::Viewer } else { Role::Operator }
+}
+
+/// Lets in whoever may, and puts the [`Caller`] into the request.
+pub async fn authenticate(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let caller = match guard.identify(request.headers()) {
+        Ok(caller) => caller,
+        Err((challenge, detail)) => return unauthorized(challenge, detail),
+    };
+    if let Err(problem) = caller.require(needed(request.method())) {
+        return problem.into_response();
+    }
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+/// Where the API is open, a browser on this machine must not be made to use it for a stranger's page: `Host` has to
+/// name this machine (else a rebound DNS name reaches us), and `Origin`, if sent, too.
+pub async fn check_loopback(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if guard.is_open() {
+        let host = request.headers().get(header::HOST).map(HeaderValue::to_str);
+        let host = host.or_else(|| request.uri().authority().map(|authority| Ok(authority.as_str())));
+        if !host.is_some_and(|host| host.is_ok_and(is_loopback)) {
+            return foreign("Host");
+        }
+        let mut origins = request.headers().get_all(header::ORIGIN).iter();
+        if !origins.all(|origin| origin.to_str().is_ok_and(is_loopback_origin)) {
+            return foreign("Origin");
+        }
+    }
+    next.run(request).await
+}
+
+fn foreign(name: &str) -> Response {
+    let detail = format!(
+        "Without tokens this service answers only on this machine: `{name}` has to be localhost, 127.0.0.1 or [::1]. \
+         To use it by another name, set `auth.tokens`."
+    );
+    Problem::new(StatusCode::FORBIDDEN, "foreign-request", detail).into_response()
+}
+
+fn is_loopback_origin(origin: &str) -> bool {
+    origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")).is_some_and(is_loopback)
+}
+
+/// `localhost`, `127.0.0.1` or `[::1]`, with or without a port.
+fn is_loopback(authority: &str) -> bool {
+    let (name, port) = match authority.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((name, port)) => (name, port),
+            None => return false,
+        },
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let port_is_well_formed = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    let is_this_machine =
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    port_is_well_formed && is_this_machine
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for name in ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000", "127.9.9.9:1"] {
+            assert!(is_loopback(name), "{name}");
+        }
+        for name in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "evil.example:8000",
+            "127.0.0.1.evil.example",
+            "[::1",
+            "10.0.0.1",
+            "localhost:x",
+            "localhost:",
+            "user@localhost",
+            "[::1]x",
+            "0.0.0.0",
+            "127.0.0.1:8000:9",
+        ] {
+            assert!(!is_loopback(name), "{name}");
+        }
+        assert!(is_loopback_origin("http://localhost:8000"));
+        assert!(!is_loopback_origin("null"));
+        assert!(!is_loopback_origin("http://evil.example"));
+    }
+}

@@ -1,0 +1,528 @@
+//! All of the publishing plane's SQL. Conditional updates follow the table of [`Status::on`](super::model::Status::on):
+//! each names the status that it expects, so that of two writers one finds its row gone on.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use super::model::{Campaign, Clip, PublishLog};
+use super::slots::{HORIZON_DAYS, Taken};
+use crate::db::{Db, Json, Result, Timestamp, Tx};
+use crate::planes::queue;
+use crate::sql;
+
+/// Times that are read to find a slot; beyond them nothing is known and no slot is given.
+const TAKEN_LIMIT: i64 = 5_000;
+
+/// One clip, held against other writers until the transaction ends.
+pub(super) async fn lock_clip(tx: &mut Tx, id: i64) -> Result<Option<Clip>> {
+    tx.query(sql!("SELECT * FROM clips WHERE id = $1" { sqlite: "", postgres: " FOR UPDATE" }))
+        .bind(id)
+        .optional()
+        .await
+}
+
+/// One campaign, held against other writers until the transaction ends.
+pub(super) async fn lock_campaign(tx: &mut Tx, id: i64) -> Result<Option<Campaign>> {
+    tx.query(sql!("SELECT * FROM campaigns WHERE id = $1" { sqlite: "", postgres: " FOR UPDATE" }))
+        .bind(id)
+        .optional()
+        .await
+}
+
+/// One publication, held against other writers until the transaction ends.
+pub(super) async fn lock_log(tx: &mut Tx, id: i64) -> Result<Option<PublishLog>> {
+    tx.query(sql!("SELECT * FROM publish_logs WHERE id = $1" { sqlite: "", postgres: " FOR UPDATE" }))
+        .bind(id)
+        .optional()
+        .await
+}
+
+/// A clip's scheduled publications, held against other writers until the transaction ends.
+pub(super) async fn lock_scheduled_of_clip(tx: &mut Tx, clip_id: i64) -> Result<Vec<PublishLog>> {
+    // At most one a platform: the index of live publications sees to it.
+    tx.query(sql!(
+        "SELECT * FROM publish_logs WHERE clip_id = $1 AND status = 'scheduled' ORDER BY platform"
+        { sqlite: "", postgres: " FOR UPDATE" }
+    ))
+    .bind(clip_id)
+    .all()
+    .await
+}
+
+/// One clip.
+pub(super) async fn clip(tx: &mut Tx, id: i64) -> Result<Option<Clip>> {
+    tx.query("SELECT * FROM clips WHERE id = $1").bind(id).optional().await
+}
+
+/// Platforms on which a clip has a publication that is not cancelled.
+pub(super) async fn used_platforms(tx: &mut Tx, clip_id: i64) -> Result<Vec<String>> {
+    let rows: Vec<(String,)> = tx
+        .query("SELECT DISTINCT platform FROM publish_logs WHERE clip_id = $1 AND status <> 'cancelled'")
+        .bind(clip_id)
+        .all()
+        .await?;
+    Ok(rows.into_iter().map(|(platform,)| platform).collect())
+}
+
+/// Whether a clip has a live publication on a platform.
+pub(super) async fn has_live_log(tx: &mut Tx, clip_id: i64, platform: &str) -> Result<bool> {
+    let (n,): (i64,) = tx
+        .query(
+            "SELECT COUNT(*) FROM publish_logs
+             WHERE clip_id = $1 AND platform = $2 AND status NOT IN ('failed', 'cancelled')",
+        )
+        .bind(clip_id)
+        .bind(platform.to_owned())
+        .one()
+        .await?;
+    Ok(n > 0)
+}
+
+/// What a campaign's live publications will cost when they are out.
+pub(super) async fn reserved_cents(tx: &mut Tx, campaign_id: i64) -> Result<i64> {
+    let (cents,): (i64,) = tx
+        .query(
+            "SELECT CAST(coalesce(SUM(cost_cents), 0) AS BIGINT) FROM publish_logs WHERE campaign_id = $1
+             AND status IN ('scheduled', 'pending', 'publishing', 'unknown', 'retry')",
+        )
+        .bind(campaign_id)
+        .one()
+        .await?;
+    Ok(cents)
+}
+
+/// Lets one transaction at a time choose slots of a platform. SQLite has one writer anyway.
+pub(super) async fn lock_slots(tx: &mut Tx, platform: &str) -> Result<()> {
+    tx.query(sql!(
+        { sqlite: "SELECT $1", postgres: "SELECT CAST(pg_advisory_xact_lock(hashtext('publishing.slots:' || $1)) AS TEXT)" }
+    ))
+    .bind(platform.to_owned())
+    .execute()
+    .await?;
+    Ok(())
+}
+
+/// The times of a platform's live and published publications, from two days before `from` (the whole of its local
+/// date, however long the clock change made it) to the horizon.
+pub(super) async fn taken(tx: &mut Tx, platform: &str, from: Timestamp) -> Result<Taken> {
+    let until = from.utc() + TimeDelta::days(HORIZON_DAYS + 2);
+    let rows: Vec<(Timestamp,)> = tx
+        .query(
+            "SELECT coalesce(published_at, scheduled_at, pending_at, created_at) FROM publish_logs
+             WHERE platform = $1 AND status NOT IN ('failed', 'cancelled')
+               AND coalesce(published_at, scheduled_at, pending_at, created_at) >= $2
+               AND coalesce(published_at, scheduled_at, pending_at, created_at) < $3
+             ORDER BY coalesce(published_at, scheduled_at, pending_at, created_at) LIMIT $4",
+        )
+        .bind(platform.to_owned())
+        .bind(from.before(Duration::from_secs(2 * 86_400)))
+        .bind(Timestamp::new(until))
+        .bind(TAKEN_LIMIT)
+        .all()
+        .await?;
+    let times: Vec<_> = rows.into_iter().map(|(at,)| at.utc()).collect();
+    let known_until = match times.last() {
+        Some(last) if times.len() as i64 == TAKEN_LIMIT => *last,
+        _ => until,
+    };
+    Ok(Taken { times, known_until })
+}
+
+/// A publication to be planned.
+pub(super) struct NewScheduled {
+    pub clip_id: i64,
+    pub campaign_id: Option<i64>,
+    pub platform: String,
+    pub scheduled_at: Timestamp,
+    pub max_retries: i64,
+    pub priority: i64,
+    pub cost_cents: i64,
+    pub idempotency_key: String,
+}
+
+/// Plans a publication.
+pub(super) async fn insert_scheduled(tx: &mut Tx, new: NewScheduled) -> Result<PublishLog> {
+    let now = tx.now().await?;
+    tx.query(
+        "INSERT INTO publish_logs (clip_id, campaign_id, platform, status, scheduled_at, max_retries, priority,
+             cost_cents, idempotency_key, created_at, updated_at)
+         VALUES ($1, $2, $3, 'scheduled', $4, $5, $6, $7, $8, $9, $9) RETURNING *",
+    )
+    .bind(new.clip_id)
+    .bind(new.campaign_id)
+    .bind(new.platform)
+    .bind(new.scheduled_at)
+    .bind(new.max_retries)
+    .bind(new.priority)
+    .bind(new.cost_cents)
+    .bind(new.idempotency_key)
+    .bind(now)
+    .one()
+    .await
+}
+
+/// Gives a failed publication another try at `at`.
+pub(super) async fn reschedule_failed(tx: &mut Tx, id: i64, at: Timestamp) -> Result<u64> {
+    let now = tx.now().await?;
+    tx.query(
+        "UPDATE publish_logs SET status = 'scheduled', retry_count = retry_count + 1, scheduled_at = $1, job_id = NULL,
+             pending_at = NULL, updated_at = $2 WHERE id = $3 AND status = 'failed' AND retry_count < max_retries",
+    )
+    .bind(at)
+    .bind(now)
+    .bind(id)
+    .execute()
+    .await
+}
+
+/// Moves a scheduled publication to a later day.
+pub(super) async fn postpone(tx: &mut Tx, id: i64, at: Timestamp) -> Result<u64> {
+    let now = tx.now().await?;
+    tx.query(
+        "UPDATE publish_logs SET scheduled_at = $1, postponed_count = postponed_count + 1, updated_at = $2
+         WHERE id = $3 AND status = 'scheduled'",
+    )
+    .bind(at)
+    .bind(now)
+    .bind(id)
+    .execute()
+    .await
+}
+
+/// Sends a publication out next; the caller holds its row.
+pub(super) async fn force(tx: &mut Tx, log: &PublishLog, priority: i64, job_id: i64) -> Result<()> {
+    let now = tx.now().await?;
+    tx.query(
+        "UPDATE publish_logs SET status = 'pending', scheduled_at = NULL, pending_at = $1, priority = $2, job_id = $3,
+             retry_count = retry_count + CASE WHEN status = 'retry' THEN 1 ELSE 0 END, updated_at = $1
+         WHERE id = $4 AND status IN ('scheduled', 'pending', 'retry')",
+    )
+    .bind(now)
+    .bind(priority)
+    .bind(job_id)
+    .bind(log.id)
+    .execute()
+    .await?;
+    Ok(())
+}
+
+/// A job's status, held against workers until the transaction ends; none when there is no such job.
+pub(super) async fn lock_job(tx: &mut Tx, id: i64) -> Result<Option<String>> {
+    let row: Option<(String,)> = tx
+        .query(sql!("SELECT status FROM jobs WHERE id = $1" { sqlite: "", postgres: " FOR UPDATE" }))
+        .bind(id)
+        .optional()
+        .await?;
+    Ok(row.map(|(status,)| status))
+}
+
+/// Puts a job that has not begun ahead of others.
+pub(super) async fn raise_job(tx: &mut Tx, id: i64, priority: i64) -> Result<()> {
+    let now = tx.now().await?;
+    tx.query("UPDATE jobs SET priority = $1, updated_at = $2 WHERE id = $3 AND status = 'pending' AND priority < $1")
+        .bind(priority)
+        .bind(now)
+        .bind(id)
+        .execute()
+        .await?;
+    Ok(())
+}
+
+/// Fails the publications that wait on these jobs; returns their ids.
+pub(super) async fn fail_waiting_on(tx: &mut Tx, job_ids: &[i64], reason: &str) -> Result<Vec<i64>> {
+    let now = tx.now().await?;
+    let mut failed: Vec<(i64,)> = tx
+        .query(sql!(
+            "UPDATE publish_logs SET status = 'failed', failed_at = $1, updated_at = $1, last_error = $2, job_id = NULL
+             WHERE status = 'pending' AND job_id IN ("
+            { sqlite: "SELECT value FROM json_each($3)",
+              postgres: "SELECT CAST(value AS BIGINT) FROM jsonb_array_elements_text($3)" }
+            ") RETURNING id"
+        ))
+        .bind(now)
+        .bind(reason.to_owned())
+        .bind(Json(job_ids.to_vec()))
+        .all()
+        .await?;
+    failed.sort_unstable();
+    Ok(failed.into_iter().map(|(id,)| id).collect())
+}
+
+/// Gives a publication up; the caller holds its row and knows that its status allows it.
+pub(super) async fn cancel(tx: &mut Tx, id: i64) -> Result<u64> {
+    let now = tx.now().await?;
+    tx.query(
+        "UPDATE publish_logs SET status = 'cancelled', updated_at = $1
+         WHERE id = $2 AND status IN ('scheduled', 'pending', 'retry', 'failed')",
+    )
+    .bind(now)
+    .bind(id)
+    .execute()
+    .await
+}
+
+/// How much each kind of dispatching there is to do; a cheap look before a writing transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub(super) struct Work {
+    pub due: i64,
+    pub without_job: i64,
+    pub in_flight: i64,
+}
+
+impl Work {
+    /// Whether there is none.
+    pub(super) fn is_none(&self) -> bool {
+        self.due + self.without_job + self.in_flight == 0
+    }
+}
+
+/// Looks for work of the dispatcher.
+pub(super) async fn work(db: &Db, now: Timestamp) -> Result<Work> {
+    db.query(
+        "SELECT (SELECT COUNT(*) FROM (SELECT id FROM publish_logs
+                     WHERE status IN ('scheduled', 'retry') AND scheduled_at <= $1 LIMIT 1) AS a) AS due,
+                (SELECT COUNT(*) FROM (SELECT id FROM publish_logs
+                     WHERE status = 'pending' AND job_id IS NULL LIMIT 1) AS b) AS without_job,
+                (SELECT COUNT(*) FROM (SELECT id FROM publish_logs
+                     WHERE status IN ('pending', 'publishing') AND job_id IS NOT NULL LIMIT 1) AS c)
+              + (SELECT COUNT(*) FROM (SELECT id FROM publish_logs
+                     WHERE status = 'publishing' AND job_id IS NULL LIMIT 1) AS d) AS in_flight",
+    )
+    .bind(now)
+    .one()
+    .await
+}
+
+/// Publications whose time came after `overdue_before`, oldest first, held until the transaction ends.
+pub(super) async fn lock_due(tx: &mut Tx, overdue_before: Timestamp, limit: i64) -> Result<Vec<PublishLog>> {
+    let now = tx.now().await?;
+    tx.query(sql!(
+        "SELECT * FROM publish_logs WHERE status IN ('scheduled', 'retry') AND scheduled_at <= $1 AND scheduled_at >= $2
+         ORDER BY scheduled_at, priority DESC, id LIMIT $3" { sqlite: "", postgres: " FOR UPDATE SKIP LOCKED" }
+    ))
+    .bind(now)
+    .bind(overdue_before)
+    .bind(limit)
+    .all()
+    .await
+}
+
+/// Platforms with publications overdue since before `overdue_before`. Steps from platform to platform along the index,
+/// so that the cost is by platforms, not by rows.
+pub(super) async fn overdue_platforms(tx: &mut Tx, overdue_before: Timestamp) -> Result<Vec<String>> {
+    let rows: Vec<(String,)> = tx
+        .query(
+            "WITH RECURSIVE found (platform) AS (
+                 SELECT MIN(platform) FROM publish_logs WHERE status IN ('scheduled', 'retry')
+                 UNION ALL
+                 SELECT (SELECT MIN(platform) FROM publish_logs
+                         WHERE status IN ('scheduled', 'retry') AND platform > found.platform)
+                 FROM found WHERE found.platform IS NOT NULL
+             )
+             SELECT platform FROM found WHERE platform IS NOT NULL
+               AND (SELECT MIN(scheduled_at) FROM publish_logs AS log
+                    WHERE log.status IN ('scheduled', 'retry') AND log.platform = found.platform) < $1
+             LIMIT 1000",
+        )
+        .bind(overdue_before)
+        .all()
+        .await?;
+    Ok(rows.into_iter().map(|(platform,)| platform).collect())
+}
+
+/// The oldest overdue publication of a platform, if the platform has been quiet since `quiet_since`: nothing of it
+/// waits in the queue or was attempted later. One statement, so that of two instances only one finds it.
+pub(super) async fn lock_oldest_overdue(
+    tx: &mut Tx,
+    platform: &str,
+    overdue_before: Timestamp,
+    quiet_since: Timestamp,
+) -> Result<Option<PublishLog>> {
+    tx.query(sql!(
+        "SELECT * FROM publish_logs WHERE id = (
+             SELECT id FROM publish_logs
+             WHERE status IN ('scheduled', 'retry') AND platform = $1 AND scheduled_at < $2
+             ORDER BY scheduled_at, id LIMIT 1)
+           AND status IN ('scheduled', 'retry')
+           AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND attempted_at > $3)
+           AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND status IN ('pending', 'publishing'))"
+        { sqlite: "", postgres: " FOR UPDATE" }
+    ))
+    .bind(platform.to_owned())
+    .bind(overdue_before)
+    .bind(quiet_since)
+    .optional()
+    .await
+}
+
+/// Fails a publication whose named time has come but which has no try left.
+pub(super) async fn fail_spent(tx: &mut Tx, id: i64) -> Result<u64> {
+    let now = tx.now().await?;
+    tx.query(
+        "UPDATE publish_logs SET status = 'failed', failed_at = $1, updated_at = $1
+         WHERE id = $2 AND status = 'retry'",
+    )
+    .bind(now)
+    .bind(id)
+    .execute()
+    .await
+}
+
+/// Pending publications that have no job, most urgent first, held until the transaction ends.
+pub(super) async fn lock_without_job(tx: &mut Tx, limit: i64) -> Result<Vec<PublishLog>> {
+    tx.query(sql!(
+        "SELECT * FROM publish_logs WHERE status = 'pending' AND job_id IS NULL ORDER BY priority DESC, id LIMIT $1"
+        { sqlite: "", postgres: " FOR UPDATE SKIP LOCKED" }
+    ))
+    .bind(limit)
+    .all()
+    .await
+}
+
+/// Pending publications whose job died before the attempt, held until the transaction ends. Looks at the `limit`
+/// longest-waiting ones: the others come to the front as those go out.
+pub(super) async fn lock_pending_without_live_job(tx: &mut Tx, limit: i64) -> Result<Vec<PublishLog>> {
+    tx.query(sql!(
+        "SELECT * FROM publish_logs WHERE status = 'pending' AND id IN (
+             SELECT log.id FROM (SELECT id, job_id FROM publish_logs WHERE status = 'pending' AND job_id IS NOT NULL
+                                 ORDER BY coalesce(pending_at, created_at) LIMIT $1) AS log
+             LEFT JOIN jobs ON jobs.id = log.job_id
+             WHERE jobs.id IS NULL OR jobs.status IN ('completed', 'failed', 'cancelled')) "
+        { sqlite: "", postgres: " FOR UPDATE SKIP LOCKED" }
+    ))
+    .bind(limit)
+    .all()
+    .await
+}
+
+/// Hands a publication to the queue under the job that was enqueued for it; `false` when it has gone on meanwhile.
+pub(super) async fn hand_over(tx: &mut Tx, log: &PublishLog, job_id: i64) -> Result<bool> {
+    let now = tx.now().await?;
+    let moved = tx
+        .query(
+            "UPDATE publish_logs SET retry_count = retry_count + CASE WHEN status = 'retry' THEN 1 ELSE 0 END,
+                 pending_at = CASE WHEN status = 'pending' THEN coalesce(pending_at, created_at) ELSE $1 END,
+                 status = 'pending', job_id = $2, updated_at = $1
+             WHERE id = $3 AND status IN ('scheduled', 'retry', 'pending')",
+        )
+        .bind(now)
+        .bind(job_id)
+        .bind(log.id)
+        .execute()
+        .await?;
+    Ok(moved > 0)
+}
+
+/// Marks publications `unknown` whose job died after the attempt was recorded; returns those that were.
+pub(super) async fn sweep_lost(tx: &mut Tx, limit: i64) -> Result<Vec<PublishLog>> {
+    let now = tx.now().await?;
+    let mut lost: Vec<PublishLog> = tx
+        .query(sql!(
+            "UPDATE publish_logs SET status = 'unknown', updated_at = $1,
+                 last_error = 'the worker was lost between the call and its answer'
+             WHERE status = 'publishing' AND id IN (
+                 SELECT log.id FROM publish_logs AS log LEFT JOIN jobs ON jobs.id = log.job_id
+                 WHERE log.status = 'publishing'
+                   AND (jobs.id IS NULL OR jobs.status IN ('completed', 'failed', 'cancelled'))
+                 ORDER BY log.id LIMIT $2 " { sqlite: "", postgres: "FOR UPDATE OF log SKIP LOCKED" } ")
+             RETURNING *"
+        ))
+        .bind(now)
+        .bind(limit)
+        .all()
+        .await?;
+    lost.sort_by_key(|log| log.id); // RETURNING has no order
+    Ok(lost)
+}
+
+/// Records an attempt: only for the job that carries the publication, and only while that job holds its lease.
+pub(super) async fn begin_attempt(tx: &mut Tx, log_id: i64, job: &queue::Job) -> Result<Option<PublishLog>> {
+    let now = tx.now().await?;
+    tx.query(
+        "UPDATE publish_logs SET status = 'publishing', attempted_at = $1, updated_at = $1
+         WHERE id = $2 AND status = 'pending' AND job_id = $3
+           AND EXISTS (SELECT 1 FROM jobs WHERE id = $3 AND lease = $4 AND status = 'processing')
+         RETURNING *",
+    )
+    .bind(now)
+    .bind(log_id)
+    .bind(job.id)
+    .bind(job.lease)
+    .optional()
+    .await
+}
+
+/// How an attempt or a question to the platform ended.
+pub(super) enum Settled<'a> {
+    Published { external_id: Option<&'a str>, external_url: Option<&'a str> },
+    Failed { reason: &'a str },
+    Retry { reason: &'a str, at: Timestamp },
+    Unknown { reason: &'a str },
+}
+
+/// Settles a publication that is in `from` (`publishing` or `unknown`); `false` when it has gone on meanwhile.
+pub(super) async fn settle(tx: &mut Tx, log: &PublishLog, from: &'static str, how: &Settled<'_>) -> Result<bool> {
+    let now = tx.now().await?;
+    let query = match how {
+        Settled::Published { external_id, external_url } => tx
+            .query(
+                "UPDATE publish_logs SET status = 'published', published_at = $1, updated_at = $1, last_error = NULL,
+                     external_id = $4, external_url = $5 WHERE id = $2 AND status = $3",
+            )
+            .bind(now)
+            .bind(log.id)
+            .bind(from)
+            .bind(external_id.map(str::to_owned))
+            .bind(external_url.map(str::to_owned)),
+        Settled::Failed { reason } => tx
+            .query(
+                "UPDATE publish_logs SET status = 'failed', failed_at = $1, updated_at = $1, last_error = $4
+                 WHERE id = $2 AND status = $3",
+            )
+            .bind(now)
+            .bind(log.id)
+            .bind(from)
+            .bind((*reason).to_owned()),
+        Settled::Retry { reason, at } => tx
+            .query(
+                "UPDATE publish_logs SET status = 'retry', scheduled_at = $5, updated_at = $1, last_error = $4
+                 WHERE id = $2 AND status = $3",
+            )
+            .bind(now)
+            .bind(log.id)
+            .bind(from)
+            .bind((*reason).to_owned())
+            .bind(*at),
+        Settled::Unknown { reason } => tx
+            .query(
+                "UPDATE publish_logs SET status = 'unknown', updated_at = $1, last_error = $4
+                 WHERE id = $2 AND status = $3",
+            )
+            .bind(now)
+            .bind(log.id)
+            .bind(from)
+            .bind((*reason).to_owned()),
+    };
+    if query.execute().await? == 0 {
+        return Ok(false);
+    }
+    if let (Settled::Published { .. }, Some(campaign_id)) = (how, log.campaign_id) {
+        tx.query("UPDATE campaigns SET spent_cents = spent_cents + $1, updated_at = $2 WHERE id = $3")
+            .bind(log.cost_cents)
+            .bind(now)
+            .bind(campaign_id)
+            .execute()
+            .await?;
+    }
+    Ok(true)
+}
+
+/// Publications with an unknown outcome, in order of id, after `after`.
+pub(super) async fn unknown_after(db: &Db, after: i64, limit: i64) -> Result<Vec<PublishLog>> {
+    db.query("SELECT * FROM publish_logs WHERE status = 'unknown' AND id > $1 ORDER BY id LIMIT $2")
+        .bind(after)
+        .bind(limit)
+        .all()
+        .await
+}

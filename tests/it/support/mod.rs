@@ -1,0 +1,36 @@
+//! What stories need: a database of each kind, and a service on it.
+
+pub mod postgres;
+pub mod process;
+pub mod world;
+
+pub use world::World;
+
+/// Runs a story on both databases: `on_both!(async fn name(world) { … })`.
+#[macro_export]
+macro_rules! on_both {
+    ($($(#[$meta:meta])* async fn $name:ident($world:ident) $body:block)+) => {
+        $(
+            mod $name {
+                #[allow(unused_imports)]
+                use super::*;
+                async fn story(mut $world: $crate::support::World) {
+                    $body
+                    $world.end().await;
+                }
+                $(#[$meta])*
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn sqlite() {
+                    story($crate::support::World::on_sqlite().await).await;
+                }
+                $(#[$meta])*
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn postgres() {
+                    if let Some(world) = $crate::support::World::on_postgres().await {
+                        story(world).await;
+                    }
+                }
+            }
+        )+
+    };
+}
