@@ -94,8 +94,7 @@ async fn measure(name: &str, url: &str, jobs: u64, smallest: Option<f64>) -> f64
             times.push(began.elapsed());
         }
     }
-    let (acted,): (i64,) =
-        db.query("SELECT COUNT(*) FROM cycles WHERE status <> 'idle'").one().await.expect("a count");
+    let (acted,): (i64,) = db.query("SELECT COUNT(*) FROM cycles WHERE status <> 'idle'").one().await.expect("a count");
     assert_eq!(acted, 0, "the measured cycles must be idle");
     times.sort_unstable();
     let at = |share: f64| milliseconds(times[(times.len() as f64 * share) as usize]);

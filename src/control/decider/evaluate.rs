@@ -197,8 +197,12 @@ impl<'a> Evaluation<'a> {
         self.caches = Caches::new();
     }
 
-    /// Evaluates one expression.
-    pub(super) fn value(&mut self, expression: &Expr) -> Result<Dynamic, Box<EvalAltResult>> {
+    /// The value of a file's constant.
+    pub(super) fn constant(&mut self, expression: &Expr) -> Result<Dynamic, Broken> {
+        self.guarded(|evaluation| Ok(evaluation.value(expression)?))
+    }
+
+    fn value(&mut self, expression: &Expr) -> Result<Dynamic, Box<EvalAltResult>> {
         let mut context = EvalContext::new(self.engine, &mut self.global, &mut self.caches, &mut self.scope, None);
         context.eval_expression_tree(&Expression::from(expression))
     }

@@ -208,3 +208,55 @@ fn a_stalled_machine_costs_one_rule_and_is_replayed_as_it_was() {
     let again = replay(&set, &snapshot, &decision);
     assert_eq!(serde_json::to_string(&again).expect("json"), serde_json::to_string(&decision).expect("json"));
 }
+
+#[test]
+fn deep_nesting_is_refused_before_the_stack_ends() {
+    let rule =
+        |condition: &str| format!("rule \"a\" priority 1 when {condition} then rebalance_queue() because \"x\";");
+    for (open, middle, close) in [
+        ("(", "true", ")"),
+        ("!", "true", ""),
+        ("-", "1", ""),
+        ("[", "1", "]"),
+        ("#{a:", "1", "}"),
+        ("{", "true", "}"),
+        ("if true {", "true", "} else { false }"),
+        ("`${", "1", "}`"),
+        ("1 + (", "1", ")"),
+        ("max(1, ", "1", ")"),
+        ("|x| ", "1", ""),
+        ("jobs.", "pending", ""),
+        ("jobs[", "0", "]"),
+        ("true && ", "true", ""),
+        ("2 ** ", "2", ""),
+    ] {
+        for depth in [100, 10_000] {
+            let source = rule(&format!("{}{middle}{}", open.repeat(depth), close.repeat(depth)));
+            let loaded = load(&source);
+            assert!(loaded.is_err() || open == "true && ", "{open}: {depth}");
+        }
+    }
+}
+
+/// The deepest nesting that loads, in every call of the deepest recursion, on half of a worker thread's stack.
+#[test]
+fn deep_calls_of_deep_expressions_fit_the_stack() {
+    let recursion = || {
+        let mut tried = 0;
+        for (open, close) in
+            [("if true { (1 + ", ") } else { 0 }"), ("(1 + ", ")"), ("max(1, ", ")"), ("[1].find(|x| true) + {", "}")]
+        {
+            let body = |depth: usize| format!("fn f(n) {{ {}f(n + 1){} }}", open.repeat(depth), close.repeat(depth));
+            let deepest = (1..50).take_while(|depth| load(&body(*depth)).is_ok()).last().expect("one");
+            stopped(
+                &body(deepest),
+                &format!("{}f(0){} > 1", "(1 + ".repeat(9), ")".repeat(9)),
+                "calls functions too deeply",
+            );
+            tried += 1;
+        }
+        tried
+    };
+    let thread = std::thread::Builder::new().stack_size(1 << 20).spawn(recursion).expect("a thread");
+    assert_eq!(thread.join().expect("no harm"), 4);
+}
