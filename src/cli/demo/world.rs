@@ -121,7 +121,7 @@ impl World {
         .await?;
         tx.commit().await?;
         if now >= *self.reconcile_at.get_or_insert(now.after(RECONCILE_EVERY)) {
-            publishing::act::reconcile_if_open(self.app.db()).await?;
+            publishing::reconcile_if_needed(self.app.db()).await?;
             self.reconcile_at = Some(now.after(RECONCILE_EVERY));
         }
         Ok(())
