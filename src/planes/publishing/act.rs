@@ -123,6 +123,9 @@ pub async fn retry_failed_log(tx: &mut Tx, publishing: &Publishing, log_id: i64)
     if log.retry_count >= log.max_retries {
         return refuse(format!("publication {log_id} has used its {} retries", log.max_retries));
     }
+    if store::clip(tx, log.clip_id).await?.is_some_and(|clip| clip.status == ClipStatus::Archived) {
+        return refuse(format!("clip {} is archived", log.clip_id));
+    }
     if store::has_live_log(tx, log.clip_id, &log.platform).await? {
         return refuse(format!("clip {} has another live publication on {}", log.clip_id, log.platform));
     }

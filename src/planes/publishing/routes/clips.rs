@@ -167,19 +167,18 @@ pub(super) async fn change(
     let mut change = Change::begin(&publishing, caller, &format!("PATCH {location}"), key, &patch).await?;
     let before = store::lock_clip(&mut change.tx, id).await?.ok_or_else(|| missing(id))?;
     check_campaign(&mut change.tx, patch.campaign_id.flatten()).await?;
+    let archive = patch.status == Some(ClipStatus::Archived);
+    if archive && !store::archive_clip(&mut change.tx, id).await? {
+        let detail = format!("Clip {id} has publications that are still to go out; cancel those first.");
+        return Err(Problem::conflict(detail).into());
+    }
     match patch.status {
-        Some(ClipStatus::Archived) => {
-            if !store::archive_clip(&mut change.tx, id).await? {
-                let detail = format!("Clip {id} has publications that are still to go out; cancel those first.");
-                return Err(Problem::conflict(detail).into());
-            }
-        }
         Some(ClipStatus::Ready) => store::restore_clip(&mut change.tx, id).await?,
-        Some(_) => {
+        Some(ClipStatus::Scheduled | ClipStatus::Published) => {
             let message = "takes `archived`, or `ready` to take it out of the archive; it follows its publications";
             return Err(refused("status", message).into());
         }
-        None => {}
+        Some(ClipStatus::Archived) | None => {}
     }
     let payload = json!({ "before": before, "change": patch });
     let after = store::update_clip(&mut change.tx, id, patch).await?;

@@ -160,6 +160,10 @@ async fn retry_failed_log_waits_and_keeps_to_its_bounds() {
         assert!(retry(older).await.expect_err("refused").contains("has another live publication on tiktok"));
         let spent = world.log(clip, "youtube", ", retry_count", "'failed', 3").await;
         assert!(retry(spent).await.expect_err("refused").contains("has used its 3 retries"));
+        let archived = world.clip(50.0).await;
+        let log = world.log(archived, "tiktok", "", "'failed'").await;
+        write(&world.db, format!("UPDATE clips SET status = 'archived' WHERE id = {archived}")).await;
+        assert_eq!(retry(log).await.expect_err("refused"), format!("clip {archived} is archived"));
     })
     .await;
 }

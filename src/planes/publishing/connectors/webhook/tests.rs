@@ -14,11 +14,14 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::clock::ManualClock;
 
+/// Status, headers and body; status 0 is silence.
+type Canned = (u16, Vec<(&'static str, String)>, String);
+
 /// What the receiver was sent, and what it answers.
 #[derive(Default)]
 struct Receiver {
     requests: Mutex<Vec<(HeaderMap, Bytes)>>,
-    answer: Mutex<(u16, Vec<(&'static str, String)>, String)>,
+    answer: Mutex<Canned>,
     asked: Mutex<Vec<String>>,
 }
 
