@@ -1,5 +1,6 @@
 //! Stories in the user's terms, through the public doors, on both databases.
 
+mod actions;
 mod floors;
 mod heuristics;
 mod instances;

@@ -14,6 +14,7 @@ macro_rules! on_both {
             mod $name {
                 #[allow(unused_imports)]
                 use super::*;
+                #[allow(unused_mut)]
                 async fn story(mut $world: $crate::support::World) {
                     $body
                     $world.end().await;
