@@ -2,7 +2,9 @@
 
 mod actions;
 mod floors;
+mod governors;
 mod heuristics;
 mod instances;
 mod platform;
+mod rules;
 mod support;

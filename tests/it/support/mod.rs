@@ -1,5 +1,6 @@
 //! What stories need: a database of each kind, and a service on it.
 
+pub mod faults;
 pub mod postgres;
 pub mod process;
 pub mod world;
