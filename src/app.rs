@@ -190,7 +190,7 @@ impl App {
             random,
             metrics: http::metrics::recorder(),
         };
-        let planes = utoipa_axum::router::OpenApiRouter::new();
+        let planes = publishing::routes(self.publishing.clone());
         let router = http::router(state, planes);
         self.doors.spawn(http::serve(listener, router, self.doors.stop.clone(), drain));
         Ok(())

@@ -111,7 +111,8 @@ CREATE INDEX publish_logs_waiting_on ON publish_logs (job_id) WHERE status = 'pe
 CREATE INDEX publish_logs_attempted ON publish_logs (platform, attempted_at) WHERE attempted_at IS NOT NULL;
 CREATE INDEX publish_logs_pending ON publish_logs (coalesce(pending_at, created_at)) WHERE status = 'pending';
 CREATE INDEX publish_logs_without_job ON publish_logs (priority DESC, id) WHERE status = 'pending' AND job_id IS NULL;
-CREATE INDEX publish_logs_open ON publish_logs (status, attempted_at) WHERE status IN ('publishing', 'unknown');
+CREATE INDEX publish_logs_publishing ON publish_logs (id, job_id) WHERE status = 'publishing';
+CREATE INDEX publish_logs_unknown ON publish_logs (id) WHERE status = 'unknown';
 CREATE INDEX publish_logs_failed ON publish_logs (coalesce(failed_at, updated_at)) WHERE status = 'failed';
 CREATE INDEX publish_logs_retryable ON publish_logs (coalesce(failed_at, updated_at) DESC)
     WHERE status = 'failed' AND retry_count < max_retries;

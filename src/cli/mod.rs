@@ -11,6 +11,7 @@
 //! | `serve`, `steer`, `rules`, `ledger`, `replay`, `migrate`, `settings` | the commands |
 //! | `demo` | a simulated platform to watch |
 
+mod demo;
 mod failure;
 mod ledger;
 mod migrate;
@@ -76,6 +77,8 @@ struct Server {
 enum Command {
     /// Run the service: loop, queue and HTTP.
     Serve(serve::Serve),
+    /// Watch a simulated platform being run, with and without the loop.
+    Demo(demo::Demo),
     /// Run one cycle now, whether the loop is on or off.
     #[command(after_help = "Examples:\n  showrunner run-once\n  showrunner run-once --json | jq .execution")]
     RunOnce(Server),
@@ -157,6 +160,7 @@ async fn run(cli: Cli) -> Outcome {
     let mut out = Output::new(common.json);
     match command {
         Command::Serve(serve) => serve.run(&common, &mut out).await,
+        Command::Demo(demo) => demo.run(&mut out).await,
         Command::RunOnce(server) => steer::run_once(&common, &server, &mut out).await,
         Command::Snapshot(server) => steer::snapshot(&common, &server, &mut out).await,
         Command::Status(server) => steer::status(&common, &server, &mut out).await,

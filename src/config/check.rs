@@ -96,6 +96,10 @@ impl Publishing {
         faults.within("publishing.call_timeout_ms", self.call_timeout_ms, 100..=600_000);
         faults.within("publishing.catch_up_after_minutes", self.catch_up_after_minutes, 0..=10_080);
         faults.within("publishing.settle_minutes", self.settle_minutes, 1..=10_080);
+        if self.settle_minutes.saturating_mul(60_000) < self.call_timeout_ms.saturating_mul(2) {
+            let message = "is less than twice call_timeout_ms: a call that still runs could be settled as lost";
+            faults.add("publishing.settle_minutes", message);
+        }
         faults.within("publishing.max_postponements", self.max_postponements.into(), 0..=100);
         faults.within("publishing.retry_backoff_minutes", self.retry_backoff_minutes, 1..=1_440);
         self.sandbox.check(faults);

@@ -183,7 +183,7 @@ pub struct Sandbox {
 }
 
 /// The HTTP receiver of publications (Standard Webhooks).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Webhook {
     /// Where publications are posted, e.g. `https://publisher.example/publish`.
@@ -368,12 +368,6 @@ impl Default for Sandbox {
             lose_answer: 0.0,
             quota_per_day: 0,
         }
-    }
-}
-
-impl Default for Webhook {
-    fn default() -> Self {
-        Self { url: String::new(), status_url: String::new(), secret: SecretString::default() }
     }
 }
 

@@ -26,7 +26,7 @@ fn status(score: i64, everything_observed: bool) -> HealthStatus {
     match score {
         ..CRITICAL => HealthStatus::Critical,
         _ if !everything_observed => HealthStatus::Unknown,
-        ..HEALTHY => HealthStatus::Degraded,
-        _ => HealthStatus::Healthy,
+        HEALTHY.. => HealthStatus::Healthy,
+        _ => HealthStatus::Degraded,
     }
 }

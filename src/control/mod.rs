@@ -37,9 +37,11 @@ pub mod snapshot;
 mod switch;
 mod upkeep;
 
-pub use cycle::{CycleRunner, ENGINE_VERSION};
+pub use cycle::{CycleError, CycleRunner, ENGINE_VERSION, Occasion};
+pub use cycles::Trigger;
 pub use executor::{ActionResult, Execution, Executor};
 pub use governors::ActionOutcome;
+pub use leader::acquire as acquire_lead;
 pub use monitor::Monitor;
 pub use runner::{Lead, Mode, Runner};
 pub use switch::initialise as initialise_switch;

@@ -102,7 +102,7 @@ pub struct RulesStatus {
 }
 
 /// How long a request for a cycle waits for a leader to answer it.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_PATIENCE: Duration = Duration::from_secs(25); // less than a door waits for its answer
 
 /// Between looks for the answer when nothing wakes the asker.
 const ANSWER_POLL: Duration = Duration::from_millis(200);

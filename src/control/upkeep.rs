@@ -13,6 +13,7 @@ use crate::db::{Db, Dialect, Result, Timestamp};
 use crate::ledger;
 use crate::planes::publishing;
 use crate::planes::queue;
+use crate::web::idempotency;
 
 /// Six fields, seconds first.
 const FOLD_TALLIES: &str = "*/10 * * * * *";
@@ -135,11 +136,12 @@ pub async fn forget_old(db: &Db, retention: &Retention) -> Result<()> {
     queue::forget_finished(&mut tx, before(retention.jobs_days)).await?;
     governors::forget(&mut tx).await?;
     requests::forget(&mut tx).await?;
-    tx.query("DELETE FROM idempotency_keys WHERE created_at < $1").bind(now.before(days(1))).execute().await?;
     // Ten-minute tallies of clips matter for a day.
     tx.query("DELETE FROM tallies WHERE name = 'clips.recent' AND key < $1")
         .bind(now.before(days(2)).to_string())
         .execute()
         .await?;
-    tx.commit().await
+    tx.commit().await?;
+    idempotency::expire(db, days(1)).await?;
+    Ok(())
 }

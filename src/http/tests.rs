@@ -97,7 +97,7 @@ async fn doors_with(change: impl FnOnce(&mut Config), migrated: bool) -> Doors {
         .routes(routes!(slow))
         .layer(Extension(gate.clone()));
     let publishing = Publishing::new(config.publishing.clone(), db.clone(), clock.clone(), Random::seeded(1));
-    let monitor = Monitor::new(db.clone(), publishing.expect("publishing"));
+    let monitor = Monitor::new(db.clone(), Arc::new(publishing.expect("publishing")));
     let (rules, interval) = (Arc::new(RuleBook::built_in()), Duration::from_secs(2));
     let state = AppState {
         orchestrator: Orchestrator::new(db.clone(), clock.clone(), monitor, rules, "here", interval),

@@ -96,7 +96,7 @@ async fn write_all(db: &Db, mut filter: Filter, format: Format, stream: impl Wri
 
 enum Sink<W: Write> {
     Lines(W),
-    Table(csv::Writer<W>),
+    Table(Box<csv::Writer<W>>),
 }
 
 impl<W: Write> Sink<W> {
@@ -119,7 +119,7 @@ impl<W: Write> Sink<W> {
             "hash",
         ];
         table.write_record(header).map_err(csv_failed)?;
-        Ok(Self::Table(table))
+        Ok(Self::Table(Box::new(table)))
     }
 
     fn write(&mut self, entry: &StoredEntry) -> Outcome {

@@ -193,6 +193,9 @@ fn impossible_values_are_refused_all_at_once() {
         ("RULES_DIR", "/nowhere"),
         ("LOG_LEVEL", "verbose"),
         ("POLL_INTERVAL_MS", "1"),
+        ("SHOWRUNNER_PUBLISHING__SETTLE_MINUTES", "1"),
+        ("SHOWRUNNER_PUBLISHING__CALL_TIMEOUT_MS", "31000"),
+        ("SHOWRUNNER_PUBLISHING__SANDBOX__LOSE_ANSWER", "0.2"),
         ("MAX_CONCURRENCY", "0"),
     ];
     let refused = refusals(None, &variables);
@@ -213,6 +216,8 @@ fn impossible_values_are_refused_all_at_once() {
         "database_url: takes sqlite://",
         "rules_dir: `/nowhere` is not a folder",
         "log.level: `verbose` is no level",
+        "publishing.settle_minutes: is less than twice call_timeout_ms",
+        "publishing.sandbox: refuse, throttle, lose_request and lose_answer come to 1.7",
         "queue.poll_interval_ms: 1 is outside 10 to 60000",
         "queue.max_concurrency: 0 is outside 1 to 1000",
     ] {

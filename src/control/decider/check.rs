@@ -32,6 +32,8 @@ pub(super) struct Checker<'a> {
     shapes: &'a BTreeMap<String, Shape>,
     functions: BTreeSet<String>,
     names: Vec<(String, Shape)>,
+    /// Inside a function only its parameters are seen (what a closure captures is one of its parameters).
+    in_function: bool,
     /// The sections that were mentioned since [`Checker::take_sections`].
     sections: Sections,
     pub(super) errors: Vec<RuleError>,
@@ -41,7 +43,15 @@ impl<'a> Checker<'a> {
     /// `shapes` are the sections that this file may use.
     pub(super) fn new(file: &'a str, shapes: &'a BTreeMap<String, Shape>, ast: &AST) -> Self {
         let functions = ast.iter_functions().map(|function| function.name.to_owned()).collect();
-        Self { file, shapes, functions, names: Vec::new(), sections: Sections::default(), errors: Vec::new() }
+        Self {
+            file,
+            shapes,
+            functions,
+            names: Vec::new(),
+            in_function: false,
+            sections: Sections::default(),
+            errors: Vec::new(),
+        }
     }
 
     pub(super) fn error(&mut self, position: Position, message: impl Into<String>) {
@@ -59,6 +69,14 @@ impl<'a> Checker<'a> {
             self.error(position, format!("{name} is a section of the snapshot; take another name"));
         } else if self.names.iter().any(|(known, _)| known == name) {
             self.error(position, format!("{name} is already defined in this file; take another name"));
+        }
+        self.names.push((name.to_owned(), shape));
+    }
+
+    /// Makes a variable of a block known. It may hide another variable, but no section.
+    fn local(&mut self, name: &str, shape: Shape, position: Position) {
+        if SECTIONS.contains(&name) {
+            self.error(position, format!("{name} is a section of the snapshot; take another name"));
         }
         self.names.push((name.to_owned(), shape));
     }
@@ -89,6 +107,7 @@ impl<'a> Checker<'a> {
                 self.names.push(((*parameter).to_owned(), shape.unwrap_or(Shape::Any)));
             }
         }
+        self.in_function = true;
         let own: Vec<*const Stmt> = ast.statements().iter().map(std::ptr::from_ref).collect();
         ast.walk(&mut |path: &[ASTNode]| {
             if let [ASTNode::Stmt(statement)] = path
@@ -98,6 +117,7 @@ impl<'a> Checker<'a> {
             }
             true
         });
+        self.in_function = false;
         self.names.truncate(depth);
         self.sections = Sections::default();
     }
@@ -154,6 +174,12 @@ impl<'a> Checker<'a> {
                 self.sections.insert(name);
             }
             return Seen { shape, path: name.to_owned() };
+        }
+        if self.in_function {
+            let known = self.names.iter().map(|(name, _)| name.as_str());
+            let message = format!("unknown name {name}; a function sees only its parameters{}", hint("", name, known));
+            self.error(position, message);
+            return Seen::any();
         }
         if let Some(shape) = self.shapes.get(name) {
             self.sections.insert(name);
@@ -235,20 +261,17 @@ impl<'a> Checker<'a> {
     fn call(&mut self, call: &FnCallExpr, position: Position, method: bool) -> Seen {
         call.args.iter().for_each(|argument| drop(self.see(argument)));
         let name = call.name.as_str();
+        // Operators are calls too; some, such as `in`, bear no mark but their name.
+        let named = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
         if call.is_qualified() {
             self.error(position, "modules are not available in rules");
-        } else if !call.is_operator_call() && !FUNCTIONS.contains(&name) && !self.functions.contains(name) {
-            let message = if ACTION_KINDS.contains(&name) {
-                format!("{name} is an action: it stands right after `then` and nowhere else")
-            } else {
-                let known = FUNCTIONS.iter().copied().chain(self.functions.iter().map(String::as_str));
-                let what = if method { "method" } else { "function" };
-                format!("unknown {what} {name}{}", hint("", name, known))
-            };
-            // Operators such as `in` and `..` are calls without an operator's mark.
-            if name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') {
-                self.error(position, message);
-            }
+        } else if ACTION_KINDS.contains(&name) {
+            self.error(position, format!("{name} is an action: it stands right after `then` and nowhere else"));
+        } else if named && !FUNCTIONS.contains(&name) && !self.functions.contains(name) {
+            let known = FUNCTIONS.iter().copied().chain(self.functions.iter().map(String::as_str));
+            let what = if method { "method" } else { "function" };
+            let message = format!("unknown {what} {name}{}", hint("", name, known));
+            self.error(position, message);
         }
         Seen::any()
     }
@@ -271,7 +294,7 @@ impl<'a> Checker<'a> {
             Stmt::Block(block) => self.block(block),
             Stmt::Var(variable, _, _) => {
                 let shape = self.expression(&variable.1);
-                self.declare(&variable.0.name, shape, variable.0.pos);
+                self.local(&variable.0.name, shape, variable.0.pos);
             }
             Stmt::Assignment(assignment) => self.pair(&assignment.1),
             Stmt::If(flow, _) | Stmt::While(flow, _) | Stmt::Do(flow, _, _) => {
@@ -283,9 +306,9 @@ impl<'a> Checker<'a> {
                 let (name, counter, flow) = &**head;
                 let list = self.see(&flow.expr);
                 let depth = self.names.len();
-                self.declare(&name.name, list.shape.item(), name.pos);
+                self.local(&name.name, list.shape.item(), name.pos);
                 if let Some(counter) = counter {
-                    self.declare(&counter.name, Shape::Plain, counter.pos);
+                    self.local(&counter.name, Shape::Plain, counter.pos);
                 }
                 self.block(&flow.body);
                 self.names.truncate(depth);

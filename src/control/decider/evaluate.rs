@@ -1,5 +1,7 @@
 //! Runs the clauses of loaded rules: pure and deterministic, the same rules and snapshot give the same proposals.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use rhai::{Array, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Expression, Position, Scope};
 
 use super::call;
@@ -132,11 +134,13 @@ pub(super) struct Broken {
     message: String,
     position: Position,
     timed_out: bool,
+    /// An index past the end of a list.
+    pub(super) out_of_bounds: bool,
 }
 
 impl Broken {
     fn new(position: Position, message: impl Into<String>) -> Self {
-        Self { message: message.into(), position, timed_out: false }
+        Self { message: message.into(), position, timed_out: false, out_of_bounds: false }
     }
     pub(super) fn in_cycle(self, rule: &str, file: &str, line: usize) -> RuleFailure {
         let line = self.position.line().unwrap_or(line);
@@ -155,7 +159,8 @@ impl Broken {
 impl From<Box<EvalAltResult>> for Broken {
     fn from(error: Box<EvalAltResult>) -> Self {
         let (message, position, timed_out) = explain(&error);
-        Self { message, position, timed_out }
+        let out_of_bounds = matches!(error.unwrap_inner(), EvalAltResult::ErrorArrayBounds(..));
+        Self { message, position, timed_out, out_of_bounds }
     }
 }
 
@@ -192,24 +197,36 @@ impl<'a> Evaluation<'a> {
         self.caches = Caches::new();
     }
 
-    /// Evaluates one expression.
-    pub(super) fn value(&mut self, expression: &Expr) -> Result<Dynamic, Box<EvalAltResult>> {
+    /// The value of a file's constant.
+    pub(super) fn constant(&mut self, expression: &Expr) -> Result<Dynamic, Broken> {
+        self.guarded(|evaluation| Ok(evaluation.value(expression)?))
+    }
+
+    fn value(&mut self, expression: &Expr) -> Result<Dynamic, Box<EvalAltResult>> {
         let mut context = EvalContext::new(self.engine, &mut self.global, &mut self.caches, &mut self.scope, None);
         context.eval_expression_tree(&Expression::from(expression))
     }
 
-    fn begin(&mut self) {
-        self.global.num_operations = 0;
-        self.watch.next_rule();
-    }
-
     /// What a rule proposes. With `every_clause` its guard is evaluated and then not heeded.
     pub(super) fn rule(&mut self, rule: &Rule, every_clause: bool) -> Result<Vec<(Action, String)>, Broken> {
-        self.begin();
+        self.guarded(|evaluation| evaluation.proposals(rule, every_clause))
+    }
+
+    /// Gives a rule its own budget, and keeps whatever happens in it from the next one: even a panic of the engine.
+    fn guarded<T>(&mut self, run: impl FnOnce(&mut Self) -> Result<T, Broken>) -> Result<T, Broken> {
+        self.global.num_operations = 0;
+        self.watch.next_rule();
         let depth = self.scope.len();
-        let result = self.proposals(rule, every_clause);
+        let result = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
         self.scope.rewind(depth);
-        result
+        result.unwrap_or_else(|_| {
+            // What the engine was doing is lost; its state is begun anew, the scope is only what was pushed.
+            let functions = std::mem::take(&mut self.global.lib);
+            self.global = self.engine.new_global_runtime_state();
+            self.global.lib = functions;
+            self.caches = Caches::new();
+            Err(Broken::new(Position::NONE, "the rule engine panicked; standard error has the cause"))
+        })
     }
 
     fn proposals(&mut self, rule: &Rule, every_clause: bool) -> Result<Vec<(Action, String)>, Broken> {
@@ -218,12 +235,12 @@ impl<'a> Evaluation<'a> {
             found.extend(self.proposal(rule, every_clause)?);
             return Ok(found);
         };
-        let at = list.position();
-        let list = self.value(list)?;
-        // Items are shared: the copy of the list is a copy of handles.
-        let Some(items) = list.read_lock::<Array>().map(|items| items.clone()) else {
+        let at = list.start_position();
+        let list = self.value(list)?.flatten();
+        if !list.is_array() {
             return Err(Broken::new(at, format!("each goes through a list, not {}", call::described(&list))));
-        };
+        }
+        let items = list.cast::<Array>();
         let depth = self.scope.len();
         for item in items {
             self.scope.push_constant_dynamic(name.clone(), item);
@@ -256,22 +273,24 @@ impl<'a> Evaluation<'a> {
         let value = self.value(expression)?;
         value.as_bool().map_err(|_| {
             let got = call::described(&value);
-            Broken::new(expression.position(), format!("when needs true or false, not {got}"))
+            Broken::new(expression.start_position(), format!("when needs true or false, not {got}"))
         })
     }
 
     fn reason(&mut self, expression: &Expr) -> Result<String, Broken> {
         let value = self.value(expression)?;
         let Ok(text) = value.into_immutable_string() else {
-            return Err(Broken::new(expression.position(), "because needs a text"));
+            return Err(Broken::new(expression.start_position(), "because needs a text"));
         };
         Ok(text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(MAX_REASON).collect())
     }
 
     /// The points that a deduction takes off, with the reason; nothing when it does not apply.
     pub(super) fn deduct(&mut self, deduct: &Deduct, every_clause: bool) -> Result<Option<(i64, String)>, Broken> {
-        self.begin();
-        let depth = self.scope.len();
+        self.guarded(|evaluation| evaluation.deduction(deduct, every_clause))
+    }
+
+    fn deduction(&mut self, deduct: &Deduct, every_clause: bool) -> Result<Option<(i64, String)>, Broken> {
         let times = if deduct.per_item {
             let value = self.value(&deduct.value)?;
             if value.is_unit() {
@@ -279,14 +298,13 @@ impl<'a> Evaluation<'a> {
             } else {
                 value.as_int().map_err(|_| {
                     let got = call::described(&value);
-                    Broken::new(deduct.value.position(), format!("for each needs a whole number, not {got}"))
+                    Broken::new(deduct.value.start_position(), format!("for each needs a whole number, not {got}"))
                 })?
             }
         } else {
             i64::from(self.truth(&deduct.value)?)
         };
         let reason = if times > 0 || every_clause { Some(self.reason(&deduct.because)?) } else { None };
-        self.scope.rewind(depth);
         Ok(reason.filter(|_| times > 0).map(|reason| (deduct.points.saturating_mul(times), reason)))
     }
 }
@@ -310,4 +328,27 @@ pub(in crate::control) fn deductions(
         }
     }
     (found, failures, missing.names().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_engine_is_one_rules_failure() {
+        let set = RuleSet::built_in();
+        let snapshot = super::super::examples::full();
+        let mut evaluation = Evaluation::new(&set.engine, facts::scope(&snapshot, set.rule_sections), None);
+        let queue = set.files.iter().find(|file| file.name == "queue.rhai").expect("the queue's rules");
+        evaluation.enter(queue);
+        let broken = evaluation
+            .guarded(|evaluation| -> Result<(), Broken> {
+                evaluation.scope.push_constant("left", 1);
+                panic!("as an engine does")
+            })
+            .expect_err("a failure");
+        assert!(broken.message.contains("panicked"));
+        assert!(evaluation.scope.get("left").is_none());
+        assert_eq!(evaluation.rule(&queue.rules[0], false).expect("the next rule").len(), 1);
+    }
 }

@@ -1,4 +1,4 @@
-//! A snapshot as rules see it: one constant a section, lists shared instead of copied.
+//! A snapshot as rules see it: one constant a section.
 
 use rhai::{Dynamic, Scope};
 use serde::Serialize;
@@ -74,20 +74,7 @@ pub(super) fn scope(snapshot: &Snapshot, wanted: Sections) -> Scope<'static> {
 }
 
 fn section(section: &impl Serialize) -> Dynamic {
-    // Sections are plain data: texts, numbers, lists and maps, which a Dynamic can always hold.
-    shared(rhai::serde::to_dynamic(section).unwrap_or_default())
-}
-
-/// Shares maps and lists all the way down, read-only, so that handing one to a rule copies nothing and no rule can
-/// change what the next one sees.
-pub(super) fn shared(value: Dynamic) -> Dynamic {
-    if value.is_map() {
-        let map = value.cast::<rhai::Map>().into_iter().map(|(key, value)| (key, shared(value))).collect();
-        Dynamic::from_map(map).into_read_only().into_shared()
-    } else if value.is_array() {
-        let array = value.cast::<rhai::Array>().into_iter().map(shared).collect();
-        Dynamic::from_array(array).into_read_only().into_shared()
-    } else {
-        value.into_read_only()
-    }
+    // Sections are plain data: texts, numbers, lists and maps, which a Dynamic can always hold. They are not shared
+    // values: the engine reads a constant in place, and it panics over shared values inside of lists and maps.
+    rhai::serde::to_dynamic(section).unwrap_or_default()
 }

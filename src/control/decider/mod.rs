@@ -20,6 +20,7 @@ mod evaluate;
 mod examples;
 mod facts;
 mod grammar;
+mod load;
 mod plan;
 mod rule_set;
 pub mod rules;

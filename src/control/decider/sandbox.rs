@@ -17,104 +17,38 @@ use crate::clock::SharedClock;
 pub const MAX_OPERATIONS: u64 = 200_000;
 /// Time of one rule in one cycle: far beyond what the operations take, for the day when a machine stalls.
 pub const WALL_TIME: Duration = Duration::from_millis(1_000);
-/// Characters of a text, so that doubling it in a loop ends early.
-const MAX_STRING: usize = 16 * 1024;
+/// Bytes of a text, or of all texts in one list or map; a section's texts fit in it several times.
+const MAX_STRING: usize = 64 * 1024;
 /// Items of a list, with those of the lists in it.
 const MAX_ARRAY: usize = 10_000;
 /// Entries of a map, with those of the maps in it.
 const MAX_MAP: usize = 1_000;
-/// Functions that call each other; 16 fits into the stack of a worker thread in a debug build.
-const MAX_CALLS: usize = 16;
-/// Nesting of one expression.
-const MAX_DEPTH: usize = 48;
+/// Functions that call each other. Times the nesting in each, this fits twice into a worker thread's stack of 2 MiB
+/// even in a debug build; a test holds that.
+const MAX_CALLS: usize = 4;
+/// Nesting of one expression in a rule.
+const MAX_DEPTH: usize = 32;
+/// Nesting of one expression in a function or closure.
+const MAX_FUNCTION_DEPTH: usize = 16;
 /// The clock is read every so many operations.
 const OPERATIONS_BETWEEN_LOOKS: u64 = 256;
 
 /// Functions that rules may call, beside those that their own file defines.
+#[rustfmt::skip]
 pub(super) const FUNCTIONS: &[&str] = &[
     // any value
-    "to_string",
-    "to_debug",
-    "type_of",
-    "is_def_var",
-    "call",
-    "Fn",
-    "curry",
+    "to_string", "to_debug", "type_of", "call", "Fn", "curry",
     // numbers
-    "abs",
-    "sign",
-    "is_zero",
-    "is_odd",
-    "is_even",
-    "min",
-    "max",
-    "floor",
-    "ceiling",
-    "round",
-    "int",
-    "fraction",
-    "sqrt",
-    "exp",
-    "ln",
-    "log",
-    "to_int",
-    "to_float",
-    "parse_int",
-    "parse_float",
-    "is_nan",
-    "is_finite",
+    "abs", "sign", "is_zero", "is_odd", "is_even", "min", "max", "floor", "ceiling", "round", "int", "fraction",
+    "sqrt", "exp", "ln", "log", "to_int", "to_float", "parse_int", "parse_float", "is_nan", "is_finite",
     "is_infinite",
     // texts
-    "len",
-    "is_empty",
-    "contains",
-    "starts_with",
-    "ends_with",
-    "to_upper",
-    "to_lower",
-    "trim",
-    "sub_string",
-    "split",
-    "index_of",
-    "replace",
-    "chars",
-    "bytes",
-    "pad",
-    "crop",
-    "append",
+    "len", "is_empty", "contains", "starts_with", "ends_with", "to_upper", "to_lower", "trim", "sub_string", "split",
+    "index_of", "replace", "chars", "pad", "crop", "append",
     // lists and maps
-    "push",
-    "pop",
-    "shift",
-    "insert",
-    "remove",
-    "get",
-    "set",
-    "filter",
-    "map",
-    "reduce",
-    "reduce_rev",
-    "some",
-    "all",
-    "find",
-    "find_map",
-    "index_of_filter",
-    "sort",
-    "sort_desc",
-    "order",
-    "order_desc",
-    "reverse",
-    "extract",
-    "dedup",
-    "keys",
-    "values",
-    "range",
-    "for_each",
-    "drain",
-    "retain",
-    "clear",
-    "truncate",
-    "for_all",
+    "push", "pop", "shift", "insert", "remove", "get", "set", "filter", "map", "reduce", "reduce_rev", "some", "all",
+    "find", "find_map", "sort", "sort_desc", "order", "order_desc", "reverse", "extract", "dedup", "keys", "values",
+    "range", "for_each", "drain", "retain", "clear", "truncate",
 ];
 
 thread_local! {
@@ -176,7 +110,7 @@ pub(super) fn engine() -> Engine {
         .set_fail_on_invalid_map_property(true)
         .set_max_operations(MAX_OPERATIONS)
         .set_max_call_levels(MAX_CALLS)
-        .set_max_expr_depths(MAX_DEPTH, MAX_DEPTH)
+        .set_max_expr_depths(MAX_DEPTH, MAX_FUNCTION_DEPTH)
         .set_max_string_size(MAX_STRING)
         .set_max_array_size(MAX_ARRAY)
         .set_max_map_size(MAX_MAP)

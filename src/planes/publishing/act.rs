@@ -8,8 +8,9 @@ use serde_json::json;
 
 use super::dispatch;
 use super::model::{Campaign, CampaignStatus, Clip, ClipStatus, Event, PublishLog, Status, subject_of_log};
+use super::routes::NewPublishLog;
 use super::slots::{self, Bounds};
-use super::store::{self, NewScheduled};
+use super::store::{self, NewLog};
 use super::{Publishing, reconcile};
 use crate::backoff;
 use crate::db::{Result, Timestamp, Tx};
@@ -25,7 +26,7 @@ const FORCED_PRIORITY: i64 = 100;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(86_400);
 
 /// Tries that a planned publication gets after its first.
-const MAX_RETRIES: i64 = 3;
+pub(super) const MAX_RETRIES: i64 = 3;
 
 /// Plans a publication of a clip in the best slot of the platform's next windows; without a platform, on the unused
 /// one whose slot comes first.
@@ -122,6 +123,9 @@ pub async fn retry_failed_log(tx: &mut Tx, publishing: &Publishing, log_id: i64)
     if log.retry_count >= log.max_retries {
         return refuse(format!("publication {log_id} has used its {} retries", log.max_retries));
     }
+    if store::clip(tx, log.clip_id).await?.is_some_and(|clip| clip.status == ClipStatus::Archived) {
+        return refuse(format!("clip {} is archived", log.clip_id));
+    }
     if store::has_live_log(tx, log.clip_id, &log.platform).await? {
         return refuse(format!("clip {} has another live publication on {}", log.clip_id, log.platform));
     }
@@ -192,6 +196,7 @@ pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) ->
     if log.status == Status::Retry && log.retry_count >= log.max_retries {
         return refuse(format!("publication {log_id} has used its {} retries", log.max_retries));
     }
+    let priority = log.priority.max(FORCED_PRIORITY);
     let waiting = match (log.status, log.job_id) {
         (Status::Pending, Some(job_id)) => match store::lock_job(tx, job_id).await?.as_deref() {
             Some("processing") => return refuse(format!("publication {log_id} is going out already")),
@@ -202,12 +207,12 @@ pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) ->
     };
     let job_id = match waiting {
         Some(job_id) => {
-            store::raise_job(tx, job_id, FORCED_PRIORITY).await?;
+            store::set_job_priority(tx, job_id, priority).await?;
             job_id
         }
-        None => dispatch::enqueue_publish(tx, &log, FORCED_PRIORITY).await?,
+        None => dispatch::enqueue_publish(tx, &log, priority).await?,
     };
-    store::force(tx, &log, FORCED_PRIORITY, job_id).await?;
+    store::force(tx, &log, priority, job_id).await?;
     Ok(Effect {
         subject: log.subject(),
         detail: json!({
@@ -239,12 +244,51 @@ pub async fn cancel(tx: &mut Tx, log_id: i64) -> Result<Effect, ActError> {
     })
 }
 
+/// Makes a publication that an operator asks for, at a time or at once; the campaign must be active and able to pay.
+pub(super) async fn publish_by_hand(
+    tx: &mut Tx,
+    publishing: &Publishing,
+    new: &NewPublishLog,
+    cost_cents: i64,
+) -> Result<PublishLog, ActError> {
+    let now = tx.now().await?;
+    let (clip, campaign) = clip_to_publish(tx, new.clip_id, now).await?;
+    if store::has_live_log(tx, clip.id, &new.platform).await? {
+        return refuse(format!("clip {} has a live publication on {}", clip.id, new.platform));
+    }
+    if let Err(reason) = within_budget(tx, campaign.as_ref(), cost_cents).await? {
+        return refuse(reason);
+    }
+    let log = NewLog {
+        clip_id: clip.id,
+        campaign_id: clip.campaign_id,
+        platform: new.platform.clone(),
+        scheduled_at: new.scheduled_at,
+        max_retries: new.max_retries,
+        priority: new.priority,
+        cost_cents,
+        idempotency_key: publishing.random().token(),
+    };
+    Ok(store::insert_log(tx, log).await?)
+}
+
+/// Whether an operator may still change a publication, and its time.
+pub(super) fn may_edit(log: &PublishLog, its_time: bool) -> Result<(), ActError> {
+    if its_time {
+        allowed(log, Event::Postponed)?;
+    }
+    match log.status {
+        Status::Scheduled | Status::Pending | Status::Retry | Status::Failed => Ok(()),
+        status => refuse(format!("publication {} is {status} and cannot be changed", log.id)),
+    }
+}
+
 fn refuse<T>(reason: impl Into<String>) -> Result<T, ActError> {
     Err(ActError::refused(reason))
 }
 
 /// The status after `event`, or a refusal in words.
-pub(super) fn allowed(log: &PublishLog, event: Event) -> Result<Status, ActError> {
+fn allowed(log: &PublishLog, event: Event) -> Result<Status, ActError> {
     log.status.on(event).map_err(|_| {
         let verb = match event {
             Event::Retried => "retried",
@@ -256,7 +300,7 @@ pub(super) fn allowed(log: &PublishLog, event: Event) -> Result<Status, ActError
     })
 }
 
-pub(super) async fn log_to_change(tx: &mut Tx, log_id: i64) -> Result<PublishLog, ActError> {
+async fn log_to_change(tx: &mut Tx, log_id: i64) -> Result<PublishLog, ActError> {
     match store::lock_log(tx, log_id).await? {
         Some(log) => Ok(log),
         None => refuse(format!("there is no publication {log_id}")),
@@ -313,17 +357,17 @@ async fn plan(
     priority: i64,
 ) -> Result<Effect, ActError> {
     let cost_cents = publishing.schedule().get(platform).map_or(0, |schedule| schedule.cost_cents);
-    let new = NewScheduled {
+    let new = NewLog {
         clip_id: clip.id,
         campaign_id: clip.campaign_id,
         platform: platform.to_owned(),
-        scheduled_at: slot.into(),
+        scheduled_at: Some(slot.into()),
         max_retries: MAX_RETRIES,
         priority: priority.max(clip.priority),
         cost_cents,
         idempotency_key: publishing.random().token(),
     };
-    let log = store::insert_scheduled(tx, new).await?;
+    let log = store::insert_log(tx, new).await?;
     Ok(Effect {
         subject: format!("clip:{}", clip.id),
         detail: json!({

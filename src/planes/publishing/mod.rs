@@ -14,6 +14,7 @@
 //! | `dispatch` | handing due publications to the queue, and finding those whose job died |
 //! | `publish`, `reconcile` | the two kinds of jobs |
 //! | `connectors` | the ways out: a simulated platform, and a signed webhook |
+//! | `routes` | its HTTP routes |
 //! | `observe` | the sections `publish_logs`, `scheduler`, `campaigns` and `clips` |
 
 pub mod act;
@@ -23,6 +24,7 @@ mod model;
 mod observe;
 mod publish;
 mod reconcile;
+mod routes;
 mod slots;
 mod store;
 #[cfg(test)]
@@ -36,6 +38,7 @@ pub use dispatch::{Dispatched, Dispatcher};
 pub use model::{Campaign, CampaignStatus, Clip, ClipStatus, Event, IllegalTransition, PublishLog, Status};
 pub use observe::*;
 pub use reconcile::reconcile_if_needed;
+pub use routes::routes;
 pub use windows::{PlatformSchedule, Schedule, ScheduleError, Window};
 
 use crate::clock::SharedClock;

@@ -1,9 +1,13 @@
 //! All of the publishing plane's SQL. Conditional updates follow the table of [`Status::on`](super::model::Status::on):
 //! each names the status that it expects, so that of two writers one finds its row gone on.
 
+mod records;
+
 use std::time::Duration;
 
 use chrono::TimeDelta;
+
+pub(super) use records::*;
 
 use super::model::{Campaign, Clip, PublishLog};
 use super::slots::{HORIZON_DAYS, Taken};
@@ -129,30 +133,33 @@ pub(super) async fn taken(tx: &mut Tx, platform: &str, from: Timestamp) -> Resul
     Ok(Taken { times, known_until })
 }
 
-/// A publication to be planned.
-pub(super) struct NewScheduled {
+/// A publication to be made.
+pub(super) struct NewLog {
     pub clip_id: i64,
     pub campaign_id: Option<i64>,
     pub platform: String,
-    pub scheduled_at: Timestamp,
+    /// Scheduled for this time, or pending at once.
+    pub scheduled_at: Option<Timestamp>,
     pub max_retries: i64,
     pub priority: i64,
     pub cost_cents: i64,
     pub idempotency_key: String,
 }
 
-/// Plans a publication.
-pub(super) async fn insert_scheduled(tx: &mut Tx, new: NewScheduled) -> Result<PublishLog> {
+/// Makes a publication.
+pub(super) async fn insert_log(tx: &mut Tx, new: NewLog) -> Result<PublishLog> {
     let now = tx.now().await?;
     tx.query(
-        "INSERT INTO publish_logs (clip_id, campaign_id, platform, status, scheduled_at, max_retries, priority,
-             cost_cents, idempotency_key, created_at, updated_at)
-         VALUES ($1, $2, $3, 'scheduled', $4, $5, $6, $7, $8, $9, $9) RETURNING *",
+        "INSERT INTO publish_logs (clip_id, campaign_id, platform, status, scheduled_at, pending_at, max_retries,
+             priority, cost_cents, idempotency_key, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11) RETURNING *",
     )
     .bind(new.clip_id)
     .bind(new.campaign_id)
     .bind(new.platform)
+    .bind(if new.scheduled_at.is_some() { "scheduled" } else { "pending" })
     .bind(new.scheduled_at)
+    .bind(new.scheduled_at.is_none().then_some(now))
     .bind(new.max_retries)
     .bind(new.priority)
     .bind(new.cost_cents)
@@ -217,8 +224,8 @@ pub(super) async fn lock_job(tx: &mut Tx, id: i64) -> Result<Option<String>> {
     Ok(row.map(|(status,)| status))
 }
 
-/// Puts a job that has not begun ahead of others.
-pub(super) async fn raise_job(tx: &mut Tx, id: i64, priority: i64) -> Result<()> {
+/// Sets the priority of a job that has not begun.
+pub(super) async fn set_job_priority(tx: &mut Tx, id: i64, priority: i64) -> Result<()> {
     let now = tx.now().await?;
     tx.query("UPDATE jobs SET priority = $1, updated_at = $2 WHERE id = $3 AND status = 'pending' AND priority < $1")
         .bind(priority)

@@ -35,7 +35,7 @@ fn a_quiet_platform_is_healthy_and_needs_nothing() {
 }
 
 #[test]
-fn the_ten_rules_are_there_with_the_seeds_priorities() {
+fn the_ten_rules_are_there_with_their_priorities() {
     let set = RuleSet::built_in();
     let mut rules: Vec<(&str, i64, &str)> =
         set.rules().iter().map(|rule| (rule.name.as_str(), rule.priority, rule.action.as_str())).collect();
@@ -220,7 +220,7 @@ fn reasons_name_the_figures_and_actions_their_rows() {
 }
 
 #[test]
-fn health_takes_off_what_the_seed_says() {
+fn health_takes_off_points_and_stays_between_nought_and_a_hundred() {
     let set = RuleSet::built_in();
     let mut snapshot = quiet();
     let jobs = snapshot.jobs.as_mut().expect("jobs");

@@ -251,3 +251,6 @@ impl Connector for Webhook {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

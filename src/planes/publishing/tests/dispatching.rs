@@ -142,3 +142,19 @@ async fn it_works_when_woken_and_stops_when_told() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn instances_that_look_at_once_hand_over_once() {
+    in_each_world(settings(), async |world| {
+        for _ in 0..20 {
+            let clip = world.clip(50.0).await;
+            world.log(clip, "youtube", "", "'pending'").await;
+            world.log(clip, "tiktok", ", scheduled_at", "'scheduled', '2026-11-20T10:00:00.000Z'").await;
+        }
+        let (one, two, three) = tokio::join!(world.tick(), world.tick(), world.tick());
+        assert_eq!(one.handed_over + two.handed_over + three.handed_over, 21, "each waiting one, and one overdue one");
+        let jobs = count(&world.db, "SELECT COUNT(DISTINCT job_id) FROM publish_logs WHERE job_id IS NOT NULL").await;
+        assert_eq!((jobs, count(&world.db, "SELECT COUNT(*) FROM jobs").await), (21, 21));
+    })
+    .await;
+}

@@ -4,6 +4,7 @@ mod actions;
 mod dispatching;
 mod life;
 mod observing;
+mod routing;
 
 use std::sync::Arc;
 use std::time::Duration;
