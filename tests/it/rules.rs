@@ -175,10 +175,10 @@ on_both! {
         // It ends on the example platforms of the load, and not on this one.
         let spin = "fn spin(n) { while n == 3 { } n > 100 }\n";
         let bad = ORDER.replace("\"order\"", "\"endless\"").replace("jobs.pending > 2", "spin(jobs.pending)");
-        let dear = ORDER.replace("\"order\"", "\"typed\"").replace("jobs.pending > 2", "clips.best_ready.title == \"x\"");
+        let typed = ORDER.replace("\"order\"", "\"typed\"").replace("jobs.pending > 2", "mistyped(jobs.pending)");
         world.rules("bad.rhai", &format!("{spin}{bad}"));
         world.rules("story.rhai", ORDER);
-        world.rules("typed.rhai", &dear);
+        world.rules("typed.rhai", &format!("fn mistyped(n) {{ n == 3 && n < \"4\" }}\n{typed}"));
         world.pending_jobs(3, 1).await;
         world.start_still().await;
         assert_eq!(rules_status(&world).await["rejected_because"], json!([]));
@@ -200,6 +200,31 @@ on_both! {
         world.run_once().await;
         assert_eq!(world.ledger("orchestrator.rule_failed").await.iter().filter(|entry| entry["rule"] == "endless").count(), 2);
         assert_eq!(replay_all(&world).await, 4);
+    }
+
+    async fn no_expression_brings_the_loop_down(world) {
+        world.pending_jobs(3, 1).await;
+        world.clip(90.0, None).await;
+        world.rules("story.rhai", ORDER);
+        world.start_still().await;
+        for condition in [
+            "jobs.to_string() != \"\"",
+            "clips.keys().len() > 0",
+            "clips.high_score.filter(|clip| clip.id > 0).len() > 0",
+            "clips.high_score[0].title.len() > 0",
+            "(clips.high_score + clips.high_score).len() > 0",
+            "[clips, clips].len() > 0",
+            "#{ a: clips }.a.high_score.len() > 0",
+            "system.deductions.to_debug() != \"\"",
+            "jobs == jobs",
+            "1 / (jobs.pending - 3) > 0",
+            "[1][jobs.pending] > 0",
+            "clips.high_score.map(|clip| clip).len() > 0",
+        ] {
+            world.rules("odd.rhai", &ORDER.replace("\"order\"", "\"odd\"").replace("jobs.pending > 2", condition));
+            world.clock.advance(Duration::from_secs(61));
+            order_is_obeyed(&world).await;
+        }
     }
 
     async fn every_cycle_of_a_busy_story_replays_to_the_same_decision(world) {
@@ -250,8 +275,18 @@ on_both! {
         world.clip(60.0, Some(campaign)).await;
         world.ledger_errors(6).await;
         let mut needing = String::new();
-        for section in ["jobs", "publish_logs", "campaigns", "clips", "ledger", "scheduler"] {
-            needing += &format!("rule \"needs_{section}\"\n priority 5\n when {section}.to_string() != \"\"\n then trigger_reconciliation()\n because \"x\";\n");
+        for condition in [
+            "jobs.pending >= 0",
+            "publish_logs.failed >= 0",
+            "campaigns.active >= 0",
+            "clips.recent_24h >= 0",
+            "ledger.errors_1h >= 0",
+            "scheduler.windows.len() >= 0",
+        ] {
+            let section = condition.split('.').next().expect("a section");
+            needing += &format!(
+                "rule \"needs_{section}\"\n priority 5\n when {condition}\n then trigger_reconciliation()\n because \"x\";\n"
+            );
         }
         world.rules("story.rhai", &needing);
         world.app = Some(world.instance(Mode::Command, 1, Some(faults.clone())).await);
