@@ -30,7 +30,8 @@ async fn rendered(browser: &std::path::Path, url: &str) -> String {
         .arg(url)
         .stdin(Stdio::null())
         .stderr(Stdio::null());
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("a task").expect("the browser runs");
+    let output =
+        tokio::task::spawn_blocking(move || command.output()).await.expect("a task").expect("the browser runs");
     String::from_utf8(output.stdout).expect("a document")
 }
 
