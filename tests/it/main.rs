@@ -1,7 +1,10 @@
 //! Stories in the user's terms, through the public doors, on both databases.
 
+mod actions;
 mod floors;
+mod governors;
 mod heuristics;
 mod instances;
 mod platform;
+mod rules;
 mod support;

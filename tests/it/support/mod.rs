@@ -1,5 +1,6 @@
 //! What stories need: a database of each kind, and a service on it.
 
+pub mod faults;
 pub mod postgres;
 pub mod process;
 pub mod world;
@@ -14,6 +15,7 @@ macro_rules! on_both {
             mod $name {
                 #[allow(unused_imports)]
                 use super::*;
+                #[allow(unused_mut)]
                 async fn story(mut $world: $crate::support::World) {
                     $body
                     $world.end().await;

@@ -10,6 +10,7 @@ pub struct Process {
     child: Child,
     address: String,
     http: reqwest::Client,
+    log: tokio::sync::watch::Receiver<String>,
 }
 
 impl Process {
@@ -17,9 +18,17 @@ impl Process {
     pub async fn serve(database_url: &str, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_showrunner"));
         command.arg("serve").env("DATABASE_URL", database_url).env("PORT", "0").env("LOG_LEVEL", "warn");
-        command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let stdout = child.stdout.take().expect("its standard output");
+        let stderr = child.stderr.take().expect("its standard error");
+        let (written, log) = tokio::sync::watch::channel(String::new());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                eprintln!("{line}");
+                written.send_modify(|log| log.extend([line.as_str(), "\n"]));
+            }
+        });
         let address = tokio::task::spawn_blocking(move || {
             let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
             let address = lines.find_map(|line| Some(line.split_once("http://")?.1.trim().to_owned()));
@@ -30,7 +39,7 @@ impl Process {
         .await
         .expect("a reader");
         let _ = rustls::crypto::ring::default_provider().install_default(); // once a process
-        Self { child, address, http: reqwest::Client::new() }
+        Self { child, address, http: reqwest::Client::new(), log }
     }
 
     /// Sends a signal by name, e.g. `KILL`, `STOP`.
@@ -43,6 +52,15 @@ impl Process {
     pub async fn end(mut self, signal: &str) -> Option<i32> {
         self.signal(signal);
         tokio::task::spawn_blocking(move || self.child.wait().expect("its end").code()).await.expect("a waiter")
+    }
+
+    /// Waits until it has logged a line that contains `text`; returns that line.
+    pub async fn log_with(&self, text: &str) -> String {
+        let mut log = self.log.clone();
+        let said = log.wait_for(|log| log.contains(text));
+        let patience = std::time::Duration::from_secs(20);
+        let log = tokio::time::timeout(patience, said).await.expect("it says so in time").expect("it still runs");
+        log.lines().find(|line| line.contains(text)).expect("the line").to_owned()
     }
 
     /// GETs a path as JSON.

@@ -180,6 +180,27 @@ impl World {
         self.number("SELECT MAX(id) FROM publish_logs").await
     }
 
+    /// A publication of another program in any state, with further columns as SQL; returns its id.
+    pub async fn log(&self, clip: i64, platform: &str, status: &str, more: &[(&str, &str)]) -> i64 {
+        let now = self.ago(0);
+        let columns: String = more.iter().map(|(column, _)| format!(", {column}")).collect();
+        let values: String = more.iter().map(|(_, value)| format!(", {value}")).collect();
+        self.sql(&format!(
+            "INSERT INTO publish_logs (clip_id, platform, status, created_at, updated_at{columns})
+             VALUES ({clip}, '{platform}', '{status}', {now}, {now}{values})"
+        ))
+        .await;
+        self.number("SELECT MAX(id) FROM publish_logs").await
+    }
+
+    /// Writes a file into the folder of rules of this story, which the service reads from then on.
+    pub fn rules(&mut self, file: &str, text: &str) {
+        let folder = self.folder().join("rules");
+        std::fs::create_dir_all(&folder).expect("a folder for rules");
+        std::fs::write(folder.join(file), text).expect("a file of rules");
+        self.config.rules_dir = Some(folder);
+    }
+
     /// Errors in the ledger that have nothing to do with the loop.
     pub async fn ledger_errors(&self, count: usize) {
         use showrunner::actor::Actor;
@@ -217,6 +238,29 @@ impl World {
             Raw::Postgres(pool) => sqlx::query_scalar(text).fetch_one(pool).await.expect("SQL"),
         };
         value.unwrap_or_default()
+    }
+
+    /// One time from another program's query, in RFC 3339 with milliseconds.
+    pub async fn moment(&self, query: &str) -> String {
+        match &self.raw {
+            Raw::Sqlite(_) => self.text(query).await,
+            Raw::Postgres(_) => {
+                let format = r#"YYYY-MM-DD"T"HH24:MI:SS.MS"Z""#;
+                self.text(&format!("SELECT to_char(({query}) AT TIME ZONE 'UTC', '{format}')")).await
+            }
+        }
+    }
+
+    /// Whether this world's database is SQLite.
+    pub fn is_sqlite(&self) -> bool {
+        matches!(self.raw, Raw::Sqlite(_))
+    }
+
+    /// Entries of the ledger whose event begins with `event_type`, newest first, as the door shows them.
+    pub async fn ledger(&self, event_type: &str) -> Vec<Value> {
+        let (status, page) = self.get(&format!("/v1/ledger?event_type={event_type}&limit=500")).await;
+        assert_eq!(status, 200, "{page}");
+        list(&page["items"]).to_vec()
     }
 
     /// One number from another program's query.
