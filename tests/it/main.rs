@@ -5,6 +5,7 @@ mod floors;
 mod governors;
 mod heuristics;
 mod instances;
+mod page;
 mod platform;
 mod rules;
 mod support;
