@@ -16,7 +16,7 @@ use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::control::decider::RuleBook;
 use crate::control::orchestrator::Orchestrator;
-use crate::control::{CycleRunner, Executor, Lead, Monitor, Runner, Upkeep, initialise_switch};
+use crate::control::{CycleRunner, Executor, Lead, Monitor, Runner, RunnerParts, Upkeep, initialise_switch};
 use crate::db::{Db, Options};
 use crate::http;
 use crate::planes::publishing::{self, Dispatcher, Publishing};
@@ -135,7 +135,7 @@ impl App {
         let executor = Executor::new(db.clone(), publishing.clone(), config.governors.clone());
         let governors = config.governors.clone();
         let lead = Lead::default();
-        let runner = Runner {
+        let runner = Runner::new(RunnerParts {
             db: db.clone(),
             clock: clock.clone(),
             instance: instance.clone(),
@@ -143,7 +143,7 @@ impl App {
             mode,
             cycle: CycleRunner::new(db.clone(), clock.clone(), instance.clone(), rules, monitor, executor, governors),
             lead: lead.clone(),
-        };
+        });
         let wakeups = db.clone();
         let (relay_clock, relay_stop) = (clock.clone(), app.control.stop.clone());
         app.control.spawn(async move { wakeups.relay_wakeups(relay_clock, relay_stop).await });
