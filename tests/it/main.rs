@@ -1,6 +1,7 @@
 //! Stories in the user's terms, through the public doors, on both databases.
 
 mod actions;
+mod docs;
 mod floors;
 mod governors;
 mod heuristics;
