@@ -184,18 +184,19 @@ impl Runner {
             tracing::warn!(skipped, "ticks were left out: the cycle before took longer than the interval");
         }
         *next_tick += self.interval * (skipped + 1);
-        self.run_cycle(Trigger::Loop, i64::from(skipped), renewed_at).await.ok();
+        self.run_cycle(None, i64::from(skipped), renewed_at).await.ok();
     }
 
     async fn run_cycle(
         &mut self,
-        trigger: Trigger,
+        asked_by: Option<&str>,
         skipped_ticks: i64,
         renewed_at: &mut Duration,
     ) -> std::result::Result<i64, CycleError> {
         let Some(term) = self.lead.term() else { return Err(leader::TermOver(0).into()) };
         let began = self.clock.elapsed();
-        let result = self.cycle.run(Occasion { trigger, term, skipped_ticks }).await;
+        let trigger = if asked_by.is_some() { Trigger::Manual } else { Trigger::Loop };
+        let result = self.cycle.run(Occasion { trigger, asked_by, term, skipped_ticks }).await;
         match &result {
             Ok(_) => *renewed_at = began,
             Err(CycleError::TermOver(_)) => {
@@ -212,9 +213,9 @@ impl Runner {
     async fn answer_one(&mut self, renewed_at: &mut Duration) {
         let answered = async {
             let mut tx = self.db.begin().await?;
-            let Some(request) = requests::take(&mut tx).await? else { return Ok(()) };
+            let Some((request, asked_by)) = requests::take(&mut tx).await? else { return Ok(()) };
             tx.commit().await?;
-            let ran = self.run_cycle(Trigger::Manual, 0, renewed_at).await;
+            let ran = self.run_cycle(Some(&asked_by), 0, renewed_at).await;
             let mut tx = self.db.begin().await?;
             match ran {
                 Ok(cycle) => requests::answer(&mut tx, request, &Ok(cycle)).await?,
