@@ -118,7 +118,7 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// Writes the rows as another program would, by plain SQL.
 async fn fill(url: &str, dialect: Dialect, jobs: u64) {
-    let clips = jobs / 10;
+    let clips = jobs / 10 + 1;
     let mut texts = Vec::new();
     for (count, statement) in [(clips, CLIPS), (jobs, JOBS), (jobs, LOGS), (jobs, LEDGER)] {
         // In stretches, so that no single transaction holds everything.

@@ -142,6 +142,7 @@ mod tests {
             let clock = clock.clone();
             async move { clock.sleep(Duration::from_secs(2)).await }
         });
+        tokio::task::yield_now().await; // the sleeper lies down
         clock.jump(TimeDelta::hours(5));
         clock.advance(Duration::from_secs(1));
         tokio::task::yield_now().await;

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use chrono_tz::{TZ_VARIANTS, Tz};
 use secrecy::ExposeSecret;
 
-use super::load::Fault;
+use super::fault::Fault;
 use super::shape::did_you_mean;
 use super::{Auth, Config, ConnectorKind, Platform, Publishing, Sandbox, Webhook};
 

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::Config;
+use super::fault::{ConfigError, Fault};
+use super::file::read_file;
 use super::shape::{Kind, Shape, defaults, did_you_mean, join};
 
 /// The variables that other documents name, and the keys that they set.
@@ -29,54 +30,6 @@ const OTHER_VARIABLES: [&str; 3] = ["SHOWRUNNER_CONFIG", "SHOWRUNNER_TOKEN", "SH
 
 /// Files that are read from the working directory when none is named.
 const FILES: [&str; 3] = ["showrunner.yaml", "showrunner.yml", "showrunner.toml"];
-
-/// A larger file is not a configuration.
-const MAX_FILE_BYTES: u64 = 1 << 20;
-
-/// Why the configuration was refused: one line for each fault.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    pub faults: Vec<Fault>,
-}
-
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// Where it was read: a file's name, a variable, a flag, or `default`. Empty until that is known.
-    pub origin: String,
-    /// The key, e.g. `publishing.sandbox.refuse`; empty for a whole file.
-    pub key: String,
-    /// What is wrong and what would be taken.
-    pub message: String,
-}
-
-impl Fault {
-    pub(super) fn at(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { origin: String::new(), key: key.into(), message: message.into() }
-    }
-    fn from(mut self, origin: &str) -> Self {
-        origin.clone_into(&mut self.origin);
-        self
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for part in [&self.origin, &self.key] {
-            if !part.is_empty() {
-                write!(f, "{part}: ")?;
-            }
-        }
-        f.write_str(&self.message)
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.faults.iter().map(ToString::to_string).collect();
-        f.write_str(&lines.join("\n"))
-    }
-}
 
 /// What the command line sets over file and environment.
 #[derive(Debug, Clone, Default)]
@@ -464,31 +417,6 @@ fn shown(key: &str, value: &Value) -> String {
         Value::Object(_) => "a set of keys".to_owned(),
         other => format!("`{other}`"),
     }
-}
-
-fn read_file(path: &Path) -> Result<Value, String> {
-    let format = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("yaml" | "yml") => config::FileFormat::Yaml,
-        Some("toml") => config::FileFormat::Toml,
-        _ => return Err("the name must end in .yaml, .yml or .toml".to_owned()),
-    };
-    let size = std::fs::metadata(path).map_err(|cause| format!("cannot be read ({}): {cause}", path.display()))?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(format!("has {size} bytes; a configuration has at most {MAX_FILE_BYTES}"));
-    }
-    let text = std::fs::read_to_string(path).map_err(|cause| format!("cannot be read: {cause}"))?;
-    parse(&text, format)
-}
-
-fn parse(text: &str, format: config::FileFormat) -> Result<Value, String> {
-    if text.lines().all(|line| matches!(line.trim().as_bytes().first(), None | Some(b'#'))) {
-        return Ok(Value::Object(Map::new())); // an empty file sets nothing
-    }
-    config::Config::builder()
-        .add_source(config::File::from_str(text, format))
-        .build()
-        .and_then(config::Config::try_deserialize::<Value>)
-        .map_err(|cause| format!("cannot be read: {cause}"))
 }
 
 #[cfg(test)]

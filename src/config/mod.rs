@@ -4,6 +4,8 @@
 //! [`Config::check`]; reading them from file, environment and flags is `load`'s work.
 
 mod check;
+mod fault;
+mod file;
 mod load;
 mod shape;
 
@@ -14,7 +16,8 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use load::{ConfigError, Fault, Loaded, Overrides};
+pub use fault::{ConfigError, Fault};
+pub use load::{Loaded, Overrides};
 
 use crate::actor::Role;
 

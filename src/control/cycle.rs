@@ -351,28 +351,11 @@ impl CycleRunner {
         let error = cause.to_string();
         let recorded = async {
             let mut tx = self.begin_fenced(occasion.term).await?;
-            let now = tx.now().await?;
-            let rules = self.rules.current();
-            let row = NewCycle {
-                trigger: occasion.trigger,
-                status: "error",
-                term: occasion.term,
-                instance: &self.instance,
-                rules_hash: rules.hash(),
-                engine_version: ENGINE_VERSION,
-                started_at: now,
-                finished_at: Some(now),
-                observe_us: 0,
-                decide_us: 0,
-                skipped_ticks: occasion.skipped_ticks,
-                health_score: None,
-                health_status: HealthStatus::Unknown.as_str(),
-                actions: 0,
-                snapshot: cycles::StoredSnapshot::default(),
-                decision: None,
-                error: Some(error.clone()),
+            // A cycle that broke off after it was written down is closed; one that saw nothing gets a row.
+            let id = match cycles::close_broken(&mut tx, &error).await?.first() {
+                Some(id) => *id,
+                None => self.insert_failed(&mut tx, occasion, &error).await?,
             };
-            let id = cycles::insert(&mut tx, &row).await?;
             let entry = Entry::new("orchestrator.cycle_error", Actor::Loop, json!({ "error": error }))
                 .severity(Severity::Error)
                 .subject("cycle")
@@ -384,6 +367,31 @@ impl CycleRunner {
             let (count, since, first) = self.unrecorded.take().unwrap_or((0, at, error));
             self.unrecorded = Some((count + 1, since, first));
         }
+    }
+
+    async fn insert_failed(&self, tx: &mut Tx, occasion: Occasion<'_>, error: &str) -> Result<i64, db::Error> {
+        let now = tx.now().await?;
+        let rules = self.rules.current();
+        let row = NewCycle {
+            trigger: occasion.trigger,
+            status: "error",
+            term: occasion.term,
+            instance: &self.instance,
+            rules_hash: rules.hash(),
+            engine_version: ENGINE_VERSION,
+            started_at: now,
+            finished_at: Some(now),
+            observe_us: 0,
+            decide_us: 0,
+            skipped_ticks: occasion.skipped_ticks,
+            health_score: None,
+            health_status: HealthStatus::Unknown.as_str(),
+            actions: 0,
+            snapshot: cycles::StoredSnapshot::default(),
+            decision: None,
+            error: Some(error.to_owned()),
+        };
+        cycles::insert(tx, &row).await
     }
 }
 

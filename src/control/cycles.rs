@@ -258,16 +258,14 @@ pub async fn finish(tx: &mut Tx, id: i64, ending: &Ending) -> Result<()> {
     Ok(())
 }
 
-/// Closes cycles that a dead or deposed leader left running; returns their ids.
-pub async fn close_interrupted(tx: &mut Tx) -> Result<Vec<i64>> {
+/// Closes cycles that were left `running`, with the reason; returns their ids. Only the leader may call it: its own
+/// cycle is then the only one that could be under way.
+pub async fn close_broken(tx: &mut Tx, error: &str) -> Result<Vec<i64>> {
     let now = tx.now().await?;
     let mut closed: Vec<(i64,)> = tx
-        .query(
-            "UPDATE cycles SET status = 'error', finished_at = $1,
-                 error = 'interrupted: the instance died or lost the lead'
-             WHERE status = 'running' RETURNING id",
-        )
+        .query("UPDATE cycles SET status = 'error', finished_at = $1, error = $2 WHERE status = 'running' RETURNING id")
         .bind(now)
+        .bind(error.to_owned())
         .all()
         .await?;
     closed.sort_unstable();

@@ -22,6 +22,9 @@ use crate::ledger::{self, Entry, Severity};
 /// Between looks at lease, switch and requests when nothing wakes the runner.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Why a cycle has no end that a leader left behind.
+const INTERRUPTED: &str = "interrupted: the instance died or lost the lead";
+
 /// What a process runs the loop for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -150,12 +153,11 @@ impl Runner {
         self.cycle.begin_term();
         let mut tx = self.db.begin().await?;
         requests::reopen(&mut tx).await?;
-        let interrupted = cycles::close_interrupted(&mut tx).await?;
+        let interrupted = cycles::close_broken(&mut tx, INTERRUPTED).await?;
         let entries: Vec<Entry> = interrupted
             .into_iter()
             .map(|id| {
-                let payload = json!({ "error": "interrupted: the instance died or lost the lead" });
-                Entry::new("orchestrator.cycle_error", Actor::System, payload)
+                Entry::new("orchestrator.cycle_error", Actor::System, json!({ "error": INTERRUPTED }))
                     .severity(Severity::Warning)
                     .subject("cycle")
                     .cycle(id)

@@ -6,6 +6,7 @@ mod governors;
 mod heuristics;
 mod instances;
 mod ledger;
+mod page;
 mod platform;
 mod publications;
 mod restart;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::model::{Event, PublishLog, Status};
+use super::model::{PublishLog, Status};
 use super::{Publishing, QUEUE, publish, store};
 use crate::actor::Actor;
 use crate::db::{Result, Timestamp, Topic, Tx};
@@ -149,7 +149,6 @@ pub(super) async fn enqueue_publish(tx: &mut Tx, log: &PublishLog, priority: i64
 
 /// Marks publications unknown whose job died between the attempt and its answer; gives their ledger entries.
 pub(super) async fn sweep(tx: &mut Tx) -> Result<Vec<Entry>> {
-    debug_assert_eq!(Status::Publishing.on(Event::JobLost), Ok(Status::Unknown));
     let lost = store::sweep_lost(tx, BATCH).await?;
     Ok(lost
         .iter()

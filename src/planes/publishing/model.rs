@@ -109,11 +109,6 @@ impl Status {
         }
     }
 
-    /// Whether it holds its clip's place on its platform.
-    pub fn is_live(self) -> bool {
-        !matches!(self, Self::Failed | Self::Cancelled)
-    }
-
     /// As in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
