@@ -84,7 +84,7 @@ async fn measure(name: &str, url: &str, jobs: u64, smallest: Option<f64>) -> f64
     let mut runner =
         CycleRunner::new(db.clone(), clock, "bench".to_owned(), rules, monitor, executor, config.governors);
     let term = acquire_lead(&db, "bench").await.expect("a lease").expect("a free lease");
-    let occasion = Occasion { trigger: Trigger::Loop, term, skipped_ticks: 0 };
+    let occasion = Occasion { trigger: Trigger::Loop, asked_by: None, term, skipped_ticks: 0 };
 
     let mut times = Vec::with_capacity(CYCLES);
     for round in 0..WARM_UP + CYCLES {

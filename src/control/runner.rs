@@ -220,13 +220,19 @@ impl Runner {
             tracing::warn!(skipped, "ticks were left out: the cycle before took longer than the interval");
         }
         self.next_tick += self.parts.interval * (skipped + 1);
-        self.run_cycle(Trigger::Loop, i64::from(skipped)).await.ok();
+        self.run_cycle(None, i64::from(skipped)).await.ok();
     }
 
-    async fn run_cycle(&mut self, trigger: Trigger, skipped_ticks: i64) -> std::result::Result<i64, CycleError> {
+    /// Runs a cycle for whoever asked, or for the interval where nobody did.
+    async fn run_cycle(
+        &mut self,
+        asked_by: Option<&str>,
+        skipped_ticks: i64,
+    ) -> std::result::Result<i64, CycleError> {
         let Some(term) = self.parts.lead.term() else { return Err(leader::TermOver(0).into()) };
         let began = self.parts.clock.elapsed();
-        let result = self.parts.cycle.run(Occasion { trigger, term, skipped_ticks }).await;
+        let trigger = if asked_by.is_some() { Trigger::Manual } else { Trigger::Loop };
+        let result = self.parts.cycle.run(Occasion { trigger, asked_by, term, skipped_ticks }).await;
         match &result {
             Ok(_) => self.renewed_at = began,
             Err(CycleError::TermOver(_)) => {
@@ -243,9 +249,9 @@ impl Runner {
     async fn answer_one(&mut self) -> Duration {
         let answered = async {
             let mut tx = self.parts.db.begin().await?;
-            let Some(request) = requests::take(&mut tx).await? else { return Ok(()) };
+            let Some((request, asked_by)) = requests::take(&mut tx).await? else { return Ok(()) };
             tx.commit().await?;
-            let ran = self.run_cycle(Trigger::Manual, 0).await;
+            let ran = self.run_cycle(Some(&asked_by), 0).await;
             let mut tx = self.parts.db.begin().await?;
             match ran {
                 Ok(cycle) => requests::answer(&mut tx, request, &Ok(cycle)).await?,

@@ -140,8 +140,13 @@ pub struct Verification {
 /// Walks the chain from its beginning or last checkpoint to its head; names the first entry that does not fit.
 /// `progress` hears after each stretch how many entries were read.
 pub async fn verify(db: &Db, mut progress: impl FnMut(i64)) -> Result<Verification> {
-    // The head is read first: entries that are appended meanwhile lie behind it.
-    let head: (i64, String) = db.query("SELECT entry_id, hash FROM ledger_head WHERE id = 1").one().await?;
+    // The head is read first: entries that are appended meanwhile lie behind it, but those that lie behind it at this
+    // moment were not appended by us.
+    let mut tx = db.begin_read().await?;
+    let head: (i64, String) = tx.query("SELECT entry_id, hash FROM ledger_head WHERE id = 1").one().await?;
+    let (beyond,): (Option<i64>,) =
+        tx.query("SELECT MIN(id) FROM ledger_entries WHERE id > $1").bind(head.0).one().await?;
+    drop(tx);
     let checkpoint: Option<(i64, String)> =
         db.query("SELECT through_id, hash FROM ledger_checkpoints ORDER BY through_id DESC LIMIT 1").optional().await?;
     let checkpoint_id = checkpoint.as_ref().map(|(id, _)| *id);
@@ -174,6 +179,9 @@ pub async fn verify(db: &Db, mut progress: impl FnMut(i64)) -> Result<Verificati
     }
     if last_hash != head.1 {
         return Ok(bad(head.0, "is not the entry that was written last".to_owned(), entries));
+    }
+    if let Some(id) = beyond {
+        return Ok(bad(id, "lies behind the end of the chain".to_owned(), entries));
     }
     Ok(Verification { entries, checkpoint_id, first_bad: None })
 }

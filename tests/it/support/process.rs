@@ -49,8 +49,13 @@ impl Process {
     }
 
     /// Sends a signal that ends it, and waits for the end; returns its exit code.
-    pub async fn end(mut self, signal: &str) -> Option<i32> {
+    pub async fn end(self, signal: &str) -> Option<i32> {
         self.signal(signal);
+        self.ended().await
+    }
+
+    /// Waits for its end, which somebody has brought about; returns its exit code.
+    pub async fn ended(mut self) -> Option<i32> {
         tokio::task::spawn_blocking(move || self.child.wait().expect("its end").code()).await.expect("a waiter")
     }
 
