@@ -146,25 +146,26 @@ impl Runner {
         if !free {
             return Ok(());
         }
-        let Some(term) = leader::acquire(&self.db, &self.instance).await? else { return Ok(()) };
+        // One transaction: who leads has also taken over what the leader before left behind.
+        let mut tx = self.db.begin().await?;
+        let Some(term) = leader::acquire(&mut tx, &self.instance).await? else { return Ok(()) };
+        requests::reopen(&mut tx).await?;
+        let interrupted = cycles::close_broken(&mut tx, INTERRUPTED).await?;
+        let acquired = json!({ "term": term, "instance": self.instance });
+        let mut entries = vec![Entry::new("orchestrator.leader_acquired", Actor::System, acquired)];
+        entries.extend(interrupted.into_iter().map(|id| {
+            Entry::new("orchestrator.cycle_error", Actor::System, json!({ "error": INTERRUPTED }))
+                .severity(Severity::Warning)
+                .subject("cycle")
+                .cycle(id)
+        }));
+        ledger::append(&mut tx, &entries).await?;
+        tx.commit().await?;
         tracing::info!(term, instance = self.instance, "this instance leads");
         self.lead.set(Some(term));
         *renewed_at = elapsed;
         self.cycle.begin_term();
-        let mut tx = self.db.begin().await?;
-        requests::reopen(&mut tx).await?;
-        let interrupted = cycles::close_broken(&mut tx, INTERRUPTED).await?;
-        let entries: Vec<Entry> = interrupted
-            .into_iter()
-            .map(|id| {
-                Entry::new("orchestrator.cycle_error", Actor::System, json!({ "error": INTERRUPTED }))
-                    .severity(Severity::Warning)
-                    .subject("cycle")
-                    .cycle(id)
-            })
-            .collect();
-        ledger::append(&mut tx, &entries).await?;
-        tx.commit().await
+        Ok(())
     }
 
     async fn lose(&mut self, term: i64) -> Result<()> {
@@ -205,7 +206,7 @@ impl Runner {
                     tracing::warn!(%cause, "losing the lead could not be written down");
                 }
             }
-            Err(CycleError::Store(_)) => {}
+            Err(CycleError::Store(_) | CycleError::Panicked(_)) => {}
         }
         self.db.wake(Topic::Loop).await;
         result
@@ -213,15 +214,20 @@ impl Runner {
 
     async fn answer_one(&mut self, renewed_at: &mut Duration) {
         let answered = async {
+            let Some(term) = self.lead.term() else { return Ok(()) };
             let mut tx = self.db.begin().await?;
+            if leader::fence(&mut tx, term).await?.is_err() {
+                drop(tx);
+                return self.lose(term).await;
+            }
             let Some(request) = requests::take(&mut tx).await? else { return Ok(()) };
             tx.commit().await?;
             let ran = self.run_cycle(Trigger::Manual, 0, renewed_at).await;
             let mut tx = self.db.begin().await?;
             match ran {
                 Ok(cycle) => requests::answer(&mut tx, request, &Ok(cycle)).await?,
-                Err(CycleError::Store(cause)) => requests::answer(&mut tx, request, &Err(cause.to_string())).await?,
-                Err(CycleError::TermOver(_)) => requests::reopen(&mut tx).await?, // the new leader answers it
+                Err(CycleError::TermOver(_)) => return Ok(()), // the new leader has reopened it and answers it
+                Err(cause) => requests::answer(&mut tx, request, &Err(cause.to_string())).await?,
             }
             tx.commit().await?;
             self.db.wake(Topic::Loop).await;
