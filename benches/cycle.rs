@@ -83,7 +83,9 @@ async fn measure(name: &str, url: &str, jobs: u64, smallest: Option<f64>) -> f64
     let rules = Arc::new(RuleBook::built_in());
     let mut runner =
         CycleRunner::new(db.clone(), clock, "bench".to_owned(), rules, monitor, executor, config.governors);
-    let term = acquire_lead(&db, "bench").await.expect("a lease").expect("a free lease");
+    let mut tx = db.begin().await.expect("begin");
+    let term = acquire_lead(&mut tx, "bench").await.expect("a lease").expect("a free lease");
+    tx.commit().await.expect("commit");
     let occasion = Occasion { trigger: Trigger::Loop, asked_by: None, term, skipped_ticks: 0 };
 
     let mut times = Vec::with_capacity(CYCLES);

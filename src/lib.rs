@@ -11,7 +11,7 @@
 //! | 3 work | [`planes::queue`] | durable jobs; whatever leaves the process is one |
 //! | 2 record | [`ledger`] | the audit chain |
 //! | 1 store | [`db`] | SQLite and PostgreSQL behind one face |
-//! | 0 ground | [`config`], [`clock`], [`random`], [`backoff`], [`telemetry`], [`problem`], [`actor`] | no import from above |
+//! | 0 ground | [`config`], [`clock`], [`random`], [`backoff`], [`telemetry`], [`problem`], [`actor`], [`panic`] | no import from above |
 
 pub mod actor;
 pub mod app;
@@ -24,6 +24,7 @@ pub mod dashboard;
 pub mod db;
 pub mod http;
 pub mod ledger;
+pub mod panic;
 pub mod planes;
 pub mod problem;
 pub mod random;

@@ -406,12 +406,35 @@ fn without_password<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(&hide_password(url))
 }
 
-/// `postgres://user:secret@host/db` as `postgres://user:[hidden]@host/db`.
+/// `postgres://user:secret@host/db` as `postgres://user:[hidden]@host/db`, and the same for a parameter `password`.
 pub fn hide_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let Some((credentials, place)) = rest.rsplit_once('@') else { return url.to_owned() };
-    match credentials.split_once(':') {
-        Some((user, _)) => format!("{scheme}://{user}:[hidden]@{place}"),
-        None => url.to_owned(),
+    let (place, parameters) = url.split_once('?').map_or((url, None), |(place, rest)| (place, Some(rest)));
+    let credentials = place.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)));
+    let place = match credentials.and_then(|(scheme, (login, host))| Some((scheme, login.split_once(':')?.0, host))) {
+        Some((scheme, user, host)) => format!("{scheme}://{user}:[hidden]@{host}"),
+        None => place.to_owned(),
+    };
+    let Some(parameters) = parameters else { return place };
+    let shown = parameters.split('&').map(|parameter| match parameter.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}=[hidden]"),
+        _ => parameter.to_owned(),
+    });
+    format!("{place}?{}", shown.collect::<Vec<_>>().join("&"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hide_password;
+
+    #[test]
+    fn no_password_of_a_database_url_is_shown() {
+        for (url, shown) in [
+            ("postgres://ann:s:e@c@host/db", "postgres://ann:[hidden]@host/db"),
+            ("postgres://ann@host/db?password=s&sslmode=off", "postgres://ann@host/db?password=[hidden]&sslmode=off"),
+            ("postgres://host/db", "postgres://host/db"),
+            ("sqlite::memory:", "sqlite::memory:"),
+        ] {
+            assert_eq!(hide_password(url), shown);
+        }
     }
 }

@@ -23,6 +23,7 @@ use crate::clock::SharedClock;
 use crate::config;
 use crate::db::{self, Db, Timestamp, Tx};
 use crate::ledger::{self, Entry, Severity};
+use crate::panic::caught;
 
 /// What decided: written into every cycle, because a replay is only good with the same engine.
 pub const ENGINE_VERSION: &str = concat!("showrunner ", env!("CARGO_PKG_VERSION"), ", rhai 1.27");
@@ -37,6 +38,9 @@ pub enum CycleError {
     Store(#[from] db::Error),
     #[error(transparent)]
     TermOver(#[from] TermOver),
+    /// A fault of ours; the next cycle runs.
+    #[error("{0}")]
+    Panicked(String),
 }
 
 /// Runs cycles, one at a time; what it remembers between them is only what makes the next one cheaper.
@@ -112,13 +116,13 @@ impl CycleRunner {
     /// Runs one cycle; returns its row's id. A failure is recorded, and the next cycle can run.
     pub async fn run(&mut self, occasion: Occasion<'_>) -> Result<i64, CycleError> {
         let began = self.clock.elapsed();
-        let result = self.try_run(occasion).await;
+        let result = caught(self.try_run(occasion)).await.unwrap_or_else(|words| Err(CycleError::Panicked(words)));
         metrics::histogram!("showrunner_cycle_seconds").record((self.clock.elapsed() - began).as_secs_f64());
         if let Err(cause) = &result {
             tracing::error!(%cause, "the cycle failed; the next one runs");
             count(occasion.trigger, "error");
-            if let CycleError::Store(cause) = cause {
-                self.record_error(occasion, cause).await;
+            if !matches!(cause, CycleError::TermOver(_)) {
+                self.record_error(occasion, cause.to_string()).await;
             }
         }
         result
@@ -346,9 +350,8 @@ impl CycleRunner {
         Some(Entry::new("orchestrator.cycle_error", Actor::Loop, payload).severity(Severity::Error).subject("cycle"))
     }
 
-    async fn record_error(&mut self, occasion: Occasion<'_>, cause: &db::Error) {
+    async fn record_error(&mut self, occasion: Occasion<'_>, error: String) {
         let at = Timestamp::new(self.clock.now());
-        let error = cause.to_string();
         let recorded = async {
             let mut tx = self.begin_fenced(occasion.term).await?;
             // A cycle that broke off after it was written down is closed; one that saw nothing gets a row.

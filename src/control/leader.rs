@@ -31,8 +31,7 @@ pub struct TermOver(pub i64);
 
 /// Takes the lease if it is free, under a new term. A lease that claims to hold for longer than any lease can was
 /// written under a clock that has since been set back, and is free.
-pub async fn acquire(db: &Db, holder: &str) -> Result<Option<i64>> {
-    let mut tx = db.begin().await?;
+pub async fn acquire(tx: &mut Tx, holder: &str) -> Result<Option<i64>> {
     let now = tx.now().await?;
     let taken: Option<(i64,)> = tx
         .query(
@@ -49,11 +48,7 @@ pub async fn acquire(db: &Db, holder: &str) -> Result<Option<i64>> {
         .bind(now.after(LEASE * 2))
         .optional()
         .await?;
-    let Some((term,)) = taken else { return Ok(None) };
-    let payload = json!({ "term": term, "instance": holder });
-    ledger::append(&mut tx, &[Entry::new("orchestrator.leader_acquired", Actor::System, payload)]).await?;
-    tx.commit().await?;
-    Ok(Some(term))
+    Ok(taken.map(|(term,)| term))
 }
 
 /// Holds the lease for another stretch; `false` when the term is over.
@@ -95,10 +90,12 @@ pub async fn release(db: &Db, holder: &str, term: i64) -> Result<()> {
     tx.commit().await
 }
 
-/// Whether `term` is still the term, in this transaction and until it ends: the row is locked against a new leader.
+/// Whether `term` is still the term, in this transaction and until it ends: the row is locked against a new leader. It
+/// also waits for an earlier transaction of the same leader whose commit got no answer, so that what that one did is
+/// to be seen.
 pub async fn fence(tx: &mut Tx, term: i64) -> Result<Result<(), TermOver>> {
     let current: Option<(i64,)> = tx
-        .query(sql!("SELECT term FROM leases WHERE name = 'loop'" { sqlite: "", postgres: " FOR SHARE" }))
+        .query(sql!("SELECT term FROM leases WHERE name = 'loop'" { sqlite: "", postgres: " FOR UPDATE" }))
         .optional()
         .await?;
     Ok(if current == Some((term,)) { Ok(()) } else { Err(TermOver(term)) })

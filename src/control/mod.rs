@@ -35,6 +35,8 @@ mod requests;
 mod runner;
 pub mod snapshot;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 pub use cycle::{CycleError, CycleRunner, ENGINE_VERSION, Occasion};

@@ -42,6 +42,7 @@ impl Look<'_> {
             Err(cause) => {
                 tracing::warn!(%cause, section = name, "a section could not be observed");
                 self.unobserved.push(name.to_owned());
+                self.tx = None; // gives its connection back before another one is asked for
                 self.tx = self.db.begin_read().await.ok();
                 None
             }

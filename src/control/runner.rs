@@ -178,23 +178,22 @@ impl Runner {
         if !free {
             return Ok(());
         }
-        let Some(term) = leader::acquire(&self.parts.db, &self.parts.instance).await? else { return Ok(()) };
-        tracing::info!(term, instance = self.parts.instance, "this instance leads");
+        // One transaction: who leads has also taken over what the leader before left behind.
         let mut tx = self.parts.db.begin().await?;
+        let Some(term) = leader::acquire(&mut tx, &self.parts.instance).await? else { return Ok(()) };
         requests::reopen(&mut tx).await?;
         let interrupted = cycles::close_broken(&mut tx, INTERRUPTED).await?;
-        let entries: Vec<Entry> = interrupted
-            .into_iter()
-            .map(|id| {
-                Entry::new("orchestrator.cycle_error", Actor::System, json!({ "error": INTERRUPTED }))
-                    .severity(Severity::Warning)
-                    .subject("cycle")
-                    .cycle(id)
-            })
-            .collect();
+        let acquired = json!({ "term": term, "instance": self.parts.instance });
+        let mut entries = vec![Entry::new("orchestrator.leader_acquired", Actor::System, acquired)];
+        entries.extend(interrupted.into_iter().map(|id| {
+            Entry::new("orchestrator.cycle_error", Actor::System, json!({ "error": INTERRUPTED }))
+                .severity(Severity::Warning)
+                .subject("cycle")
+                .cycle(id)
+        }));
         ledger::append(&mut tx, &entries).await?;
         tx.commit().await?;
-        // Only now: whoever leads has closed what the leader before left open.
+        tracing::info!(term, instance = self.parts.instance, "this instance leads");
         self.parts.lead.set(Some(term));
         self.renewed_at = elapsed;
         self.parts.cycle.begin_term();
@@ -224,11 +223,7 @@ impl Runner {
     }
 
     /// Runs a cycle for whoever asked, or for the interval where nobody did.
-    async fn run_cycle(
-        &mut self,
-        asked_by: Option<&str>,
-        skipped_ticks: i64,
-    ) -> std::result::Result<i64, CycleError> {
+    async fn run_cycle(&mut self, asked_by: Option<&str>, skipped_ticks: i64) -> std::result::Result<i64, CycleError> {
         let Some(term) = self.parts.lead.term() else { return Err(leader::TermOver(0).into()) };
         let began = self.parts.clock.elapsed();
         let trigger = if asked_by.is_some() { Trigger::Manual } else { Trigger::Loop };
@@ -240,7 +235,7 @@ impl Runner {
                     tracing::warn!(%cause, "losing the lead could not be written down");
                 }
             }
-            Err(CycleError::Store(_)) => {}
+            Err(CycleError::Store(_) | CycleError::Panicked(_)) => {}
         }
         self.parts.db.wake(Topic::Loop).await;
         result
@@ -248,15 +243,20 @@ impl Runner {
 
     async fn answer_one(&mut self) -> Duration {
         let answered = async {
+            let Some(term) = self.parts.lead.term() else { return Ok(()) };
             let mut tx = self.parts.db.begin().await?;
+            if leader::fence(&mut tx, term).await?.is_err() {
+                drop(tx);
+                return self.lose(term).await;
+            }
             let Some((request, asked_by)) = requests::take(&mut tx).await? else { return Ok(()) };
             tx.commit().await?;
             let ran = self.run_cycle(Some(&asked_by), 0).await;
             let mut tx = self.parts.db.begin().await?;
             match ran {
                 Ok(cycle) => requests::answer(&mut tx, request, &Ok(cycle)).await?,
-                Err(CycleError::Store(cause)) => requests::answer(&mut tx, request, &Err(cause.to_string())).await?,
-                Err(CycleError::TermOver(_)) => requests::reopen(&mut tx).await?, // the new leader answers it
+                Err(CycleError::TermOver(_)) => return Ok(()), // the new leader has reopened it and answers it
+                Err(cause) => requests::answer(&mut tx, request, &Err(cause.to_string())).await?,
             }
             tx.commit().await?;
             self.parts.db.wake(Topic::Loop).await;

@@ -115,12 +115,10 @@ async fn open_postgres(options: &Options) -> Result<PgPool> {
         .map_err(|cause| cannot_open(&options.url, cause))
 }
 
-/// Names the place without the password that the URL may carry.
+/// Names the place without the password that the URL may carry before the `@` or behind the `?`.
 fn cannot_open(url: &str, cause: sqlx::Error) -> Error {
-    let place = match url.rsplit_once('@') {
-        Some((_, place)) => place,
-        None => url,
-    };
+    let place = url.split('?').next().unwrap_or_default();
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
     Error::Unavailable(format!("cannot open {place}: {cause}. Check DATABASE_URL, and that the database is running"))
 }
 

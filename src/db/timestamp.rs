@@ -8,7 +8,7 @@ use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef, Postgres};
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueFormat, PgValueRef, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteArgumentsBuffer, SqliteTypeInfo, SqliteValueRef};
 use sqlx::{Decode, Encode, Type};
 
@@ -117,8 +117,22 @@ impl Encode<'_, Postgres> for Timestamp {
 }
 impl Decode<'_, Postgres> for Timestamp {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
-        Ok(Self::new(<DateTime<Utc> as Decode<Postgres>>::decode(value)?))
+        match value.format() {
+            // Not by sqlx's own reading, which panics over `infinity`: other programs write rows too.
+            PgValueFormat::Binary => Ok(from_postgres(<i64 as Decode<Postgres>>::decode(value)?)),
+            PgValueFormat::Text => Ok(Self::new(<DateTime<Utc> as Decode<Postgres>>::decode(value)?)),
+        }
     }
+}
+
+/// PostgreSQL's binary form: microseconds since 2000. What lies outside of the years 0 to 9999, `infinity` included, is
+/// taken as the nearest time inside, so that its text keeps its width.
+fn from_postgres(microseconds: i64) -> Timestamp {
+    const EPOCH: i64 = 946_684_800_000; // 2000-01-01 in Unix milliseconds
+    const FIRST: i64 = -62_167_219_200_000; // 0000-01-01
+    const LAST: i64 = 253_402_300_799_999; // 9999-12-31T23:59:59.999
+    let milliseconds = microseconds.div_euclid(1_000).saturating_add(EPOCH).clamp(FIRST, LAST);
+    Timestamp(DateTime::from_timestamp_millis(milliseconds).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -130,5 +144,14 @@ mod tests {
         let at: Timestamp = "2026-11-20T19:30:00.123456+01:00".parse().expect("a time");
         assert_eq!(at.to_string(), "2026-11-20T18:30:00.123Z");
         assert_eq!(at.to_string().parse::<Timestamp>().expect("a time"), at);
+    }
+
+    #[test]
+    fn what_postgresql_calls_infinity_is_the_end_of_the_last_year() {
+        assert_eq!(from_postgres(i64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+        assert_eq!(from_postgres(i64::MIN).to_string(), "0000-01-01T00:00:00.000Z");
+        assert_eq!(from_postgres(0).to_string(), "2000-01-01T00:00:00.000Z");
+        assert_eq!(from_postgres(-1).to_string(), "1999-12-31T23:59:59.999Z");
+        assert_eq!(from_postgres(848_514_600_123_456).to_string(), "2026-11-20T18:30:00.123Z");
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 fn floor(room: &str) -> Option<u8> {
     let top = room.split("::").next().unwrap_or_default();
     Some(match top {
-        "actor" | "backoff" | "clock" | "config" | "problem" | "random" | "telemetry" => 0,
+        "actor" | "backoff" | "clock" | "config" | "panic" | "problem" | "random" | "telemetry" => 0,
         "db" | "web" => 1,
         "ledger" => 2,
         // What all planes share stands in planes/mod.rs, on the lower of their floors.

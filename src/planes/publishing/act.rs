@@ -207,7 +207,8 @@ pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) ->
     };
     let job_id = match waiting {
         Some(job_id) => {
-            store::set_job_priority(tx, job_id, priority).await?;
+            store::raise_job_priority(tx, job_id, priority).await?;
+            store::make_job_due(tx, job_id).await?;
             job_id
         }
         None => dispatch::enqueue_publish(tx, &log, priority).await?,

@@ -15,6 +15,7 @@ use super::{Publishing, QUEUE, publish, store};
 use crate::actor::Actor;
 use crate::db::{Result, Timestamp, Topic, Tx};
 use crate::ledger::{self, Entry, Severity};
+use crate::panic::caught;
 use crate::planes::queue::{self, NewJob};
 
 /// Publications that one transaction hands over; the rest follow in the next.
@@ -54,10 +55,11 @@ impl Dispatcher {
         let clock = self.publishing.clock().clone();
         let mut hints = db.listen(Topic::Publications); // before the first look, so that nothing falls between
         while !stop.is_cancelled() {
-            match self.tick().await {
-                Ok(done) if done.more => continue,
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "due publications were not handed over; trying again"),
+            match caught(self.tick()).await {
+                Ok(Ok(done)) if done.more => continue,
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "due publications were not handed over; trying again"),
+                Err(error) => tracing::error!(error, "due publications were not handed over; trying again"),
             }
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -53,6 +53,7 @@ pub struct RetryableLog {
     pub platform: String,
     pub retry_count: i64,
     pub max_retries: i64,
+    /// Its first 500 characters.
     pub last_error: Option<String>,
     pub failed_at: Timestamp,
 }
@@ -220,7 +221,8 @@ fn minutes(duration: Duration) -> i64 {
 
 async fn retryable(tx: &mut Tx) -> Result<Vec<RetryableLog>> {
     tx.query(
-        "SELECT id, clip_id, platform, retry_count, max_retries, last_error, coalesce(failed_at, updated_at) AS failed_at
+        "SELECT id, clip_id, platform, retry_count, max_retries, substr(last_error, 1, 500) AS last_error,
+                coalesce(failed_at, updated_at) AS failed_at
          FROM (SELECT * FROM publish_logs WHERE status = 'failed' AND retry_count < max_retries
                ORDER BY coalesce(failed_at, updated_at) DESC LIMIT $1) AS log
          WHERE NOT EXISTS (SELECT 1 FROM publish_logs AS other WHERE other.clip_id = log.clip_id

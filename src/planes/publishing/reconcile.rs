@@ -15,7 +15,7 @@ use super::connectors::StatusAnswer;
 use super::model::{Event, PublishLog, Status};
 use super::store::{self, Settled};
 use super::{Publishing, QUEUE, dispatch, publish};
-use crate::db::{Db, Result, Topic, Tx};
+use crate::db::{self, Db, Result, Topic, Tx};
 use crate::ledger::{self, Severity};
 use crate::planes::queue::{self, Enqueued, Handler, Job, NewJob, Outcome};
 
@@ -92,9 +92,10 @@ impl ReconcileHandler {
         self.sweep().await?;
         let mut found = Found::default();
         let mut last = 0;
+        let mut broken = None;
         loop {
             let batch = store::unknown_after(self.publishing.db(), last, BATCH).await?;
-            let Some(end) = batch.last() else { return Ok(found) };
+            let Some(end) = batch.last() else { return broken.map_or(Ok(found), Err) };
             last = end.id;
             let mut questions = JoinSet::new();
             for log in batch {
@@ -105,10 +106,16 @@ impl ReconcileHandler {
                 });
             }
             for (log, answer) in questions.join_all().await {
-                match self.settle(&log, &answer).await? {
-                    Some(Status::Published) => found.published += 1,
-                    Some(_) => found.failed += 1,
-                    None => found.still_unknown += 1,
+                match self.settle(&log, &answer).await {
+                    Ok(Some(Status::Published)) => found.published += 1,
+                    Ok(Some(_)) => found.failed += 1,
+                    Ok(None) => found.still_unknown += 1,
+                    Err(error @ db::Error::Unavailable(_)) => return Err(error),
+                    // One that cannot be written down must not keep those behind it from being settled.
+                    Err(error) => {
+                        tracing::error!(log_id = log.id, %error, "a settled publication could not be written down");
+                        broken.get_or_insert(error);
+                    }
                 }
             }
         }

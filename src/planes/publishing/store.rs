@@ -224,15 +224,31 @@ pub(super) async fn lock_job(tx: &mut Tx, id: i64) -> Result<Option<String>> {
     Ok(row.map(|(status,)| status))
 }
 
-/// Sets the priority of a job that has not begun.
-pub(super) async fn set_job_priority(tx: &mut Tx, id: i64, priority: i64) -> Result<()> {
+/// Raises the priority of a job that has not begun.
+pub(super) async fn raise_job_priority(tx: &mut Tx, id: i64, priority: i64) -> Result<()> {
     let now = tx.now().await?;
-    tx.query("UPDATE jobs SET priority = $1, updated_at = $2 WHERE id = $3 AND status = 'pending' AND priority < $1")
-        .bind(priority)
-        .bind(now)
-        .bind(id)
-        .execute()
-        .await?;
+    tx.query(
+        "UPDATE jobs SET priority = $1, updated_at = $2
+         WHERE id = $3 AND status IN ('pending', 'waiting', 'retry') AND priority < $1",
+    )
+    .bind(priority)
+    .bind(now)
+    .bind(id)
+    .execute()
+    .await?;
+    Ok(())
+}
+
+/// Makes a job that has not begun due at once: the queue may have been spread over the next minutes.
+pub(super) async fn make_job_due(tx: &mut Tx, id: i64) -> Result<()> {
+    let now = tx.now().await?;
+    tx.query(
+        "UPDATE jobs SET status = 'pending', run_at = $1, updated_at = $1 WHERE id = $2 AND status IN ('waiting', 'retry')",
+    )
+    .bind(now)
+    .bind(id)
+    .execute()
+    .await?;
     Ok(())
 }
 

@@ -23,6 +23,9 @@ use crate::config;
 /// Bytes of an answer's body that are read: a few fields of JSON need no more.
 const BODY_LIMIT: usize = 64 * 1024;
 
+/// Characters of one field of an answer that are kept.
+const TEXT_LIMIT: usize = 2_000;
+
 /// How long a 429 without Retry-After throttles.
 const DEFAULT_THROTTLE: Duration = Duration::from_secs(60);
 
@@ -137,10 +140,11 @@ async fn json_of(mut response: Response) -> Value {
     serde_json::from_slice(&body).unwrap_or(Value::Null)
 }
 
-/// The first of these fields that is text or a number, as text.
+/// The first of these fields that is text or a number, as text: cut where it is too long, and without control
+/// characters, some of which no database takes.
 fn text_field(value: &Value, names: [&str; 2]) -> Option<String> {
     names.iter().find_map(|name| match &value[*name] {
-        Value::String(text) => Some(text.clone()),
+        Value::String(text) => Some(text.chars().filter(|letter| !letter.is_control()).take(TEXT_LIMIT).collect()),
         Value::Number(number) => Some(number.to_string()),
         _ => None,
     })

@@ -172,7 +172,7 @@ pub(super) async fn change(
     };
     let after = store::edit_log(&mut change.tx, id, patch.scheduled_at, patch.priority, patch.max_retries).await?;
     if let (Status::Pending, Some(priority), Some(job_id)) = (after.status, patch.priority, after.job_id) {
-        store::set_job_priority(&mut change.tx, job_id, priority).await?;
+        store::raise_job_priority(&mut change.tx, job_id, priority).await?;
     }
     let payload = json!({ "from": before.status, "was_scheduled_at": before.scheduled_at, "change": patch });
     let response = change.commit(event, before.subject(), payload, StatusCode::OK, location, &after).await?;

@@ -192,6 +192,11 @@ async fn the_status_url_is_asked_with_the_key() {
         (200, r#"{"status":"published","external_id":"9"}"#, Some(published)),
         (200, r#"{"status":"processing"}"#, Some(StatusAnswer::Processing)),
         (200, r#"{"status":"failed","error":"bad"}"#, Some(StatusAnswer::Failed { reason: "bad".to_owned() })),
+        (
+            200,
+            r#"{"status":"failed","error":"b\u0000a\u001bd"}"#,
+            Some(StatusAnswer::Failed { reason: "bad".to_owned() }),
+        ),
         (404, "", Some(StatusAnswer::NeverSeen)),
         (200, r#"{"status":"dancing"}"#, None),
         (200, "", None),
