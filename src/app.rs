@@ -97,6 +97,11 @@ impl App {
         if listen {
             http::check_exposure(&config).map_err(StartError::Refused)?;
         }
+        // Before anything runs: a port that is taken ends the start, not a loop that has begun.
+        let listener = match listen {
+            true => Some(listen_on(SocketAddr::new(config.host, config.port)).await?),
+            false => None,
+        };
         let owns_db = db.is_none();
         let db = match db {
             Some(db) => db,
@@ -106,7 +111,9 @@ impl App {
             }
         };
         db.migrate().await?;
-        initialise_switch(&db, config.orchestrator.enabled).await?;
+        if mode == Mode::Serve {
+            initialise_switch(&db, config.orchestrator.enabled).await?;
+        }
 
         let instance = format!("{}-{}", std::process::id(), &random.token()[..8]);
         let interval = Duration::from_secs(config.orchestrator.interval_seconds);
@@ -154,8 +161,8 @@ impl App {
             app.upkeep =
                 Some(upkeep.map_err(|cause| StartError::Refused(format!("upkeep cannot be scheduled: {cause}")))?);
         }
-        if listen {
-            app.open_doors(config, random).await?;
+        if let Some(listener) = listener {
+            app.open_doors(config, random, listener);
         }
         Ok(app)
     }
@@ -178,9 +185,7 @@ impl App {
         self.work.spawn(async move { dispatcher.run(stop).await });
     }
 
-    async fn open_doors(&mut self, config: Config, random: Random) -> Result<(), StartError> {
-        let address = SocketAddr::new(config.host, config.port);
-        let listener = TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })?;
+    fn open_doors(&mut self, config: Config, random: Random, listener: TcpListener) {
         self.address = listener.local_addr().ok();
         let drain = Duration::from_millis(config.http.drain_timeout_ms);
         let state = http::AppState {
@@ -193,7 +198,6 @@ impl App {
         let planes = publishing::routes(self.publishing.clone());
         let router = http::router(state, planes);
         self.doors.spawn(http::serve(listener, router, self.doors.stop.clone(), drain));
-        Ok(())
     }
 
     /// Where the doors are, if they listen.
@@ -228,4 +232,8 @@ impl App {
             self.db.close().await;
         }
     }
+}
+
+async fn listen_on(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })
 }

@@ -80,11 +80,6 @@ impl Process {
         serde_json::from_str(&response.text().await.expect("a body")).expect("JSON")
     }
 
-    /// Where it listens, e.g. `127.0.0.1:40123`.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
     /// Its name as leaders write it.
     pub async fn instance(&self) -> String {
         self.get("/orchestrator/status").await["instance"].as_str().expect("a name").to_owned()
