@@ -1,6 +1,6 @@
 //! Everything is built, started and stopped here, in order.
 //!
-//! Up: database and schema, planes, rules, loop, queue worker, dispatcher, upkeep, doors. Down: doors first (running
+//! Up: the address, database and schema, planes, rules, loop, queue worker, dispatcher, upkeep, doors. Down: doors first (running
 //! requests end), then the loop (its running action ends and the lease is given back), then queue and dispatcher,
 //! then the database.
 
@@ -97,6 +97,8 @@ impl App {
         if listen {
             http::check_exposure(&config).map_err(StartError::Refused)?;
         }
+        // The address first: where it is taken, nothing has begun yet that would have to be stopped.
+        let listener = if listen { Some(bind(&config).await?) } else { None };
         let owns_db = db.is_none();
         let db = match db {
             Some(db) => db,
@@ -154,8 +156,8 @@ impl App {
             app.upkeep =
                 Some(upkeep.map_err(|cause| StartError::Refused(format!("upkeep cannot be scheduled: {cause}")))?);
         }
-        if listen {
-            app.open_doors(config, random).await?;
+        if let Some(listener) = listener {
+            app.open_doors(listener, config, random);
         }
         Ok(app)
     }
@@ -178,9 +180,7 @@ impl App {
         self.work.spawn(async move { dispatcher.run(stop).await });
     }
 
-    async fn open_doors(&mut self, config: Config, random: Random) -> Result<(), StartError> {
-        let address = SocketAddr::new(config.host, config.port);
-        let listener = TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })?;
+    fn open_doors(&mut self, listener: TcpListener, config: Config, random: Random) {
         self.address = listener.local_addr().ok();
         let drain = Duration::from_millis(config.http.drain_timeout_ms);
         let state = http::AppState {
@@ -193,7 +193,6 @@ impl App {
         let planes = publishing::routes(self.publishing.clone());
         let router = http::router(state, planes);
         self.doors.spawn(http::serve(listener, router, self.doors.stop.clone(), drain));
-        Ok(())
     }
 
     /// Where the doors are, if they listen.
@@ -228,4 +227,9 @@ impl App {
             self.db.close().await;
         }
     }
+}
+
+async fn bind(config: &Config) -> Result<TcpListener, StartError> {
+    let address = SocketAddr::new(config.host, config.port);
+    TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })
 }
