@@ -1,6 +1,6 @@
 //! Everything is built, started and stopped here, in order.
 //!
-//! Up: database and schema, planes, rules, loop, queue worker, dispatcher, upkeep, doors. Down: doors first (running
+//! Up: the address, database and schema, planes, rules, loop, queue worker, dispatcher, upkeep, doors. Down: doors first (running
 //! requests end), then the loop (its running action ends and the lease is given back), then queue and dispatcher,
 //! then the database.
 
@@ -97,11 +97,8 @@ impl App {
         if listen {
             http::check_exposure(&config).map_err(StartError::Refused)?;
         }
-        // Before anything runs: a port that is taken ends the start, not a loop that has begun.
-        let listener = match listen {
-            true => Some(listen_on(SocketAddr::new(config.host, config.port)).await?),
-            false => None,
-        };
+        // The address first: where it is taken, nothing has begun yet that would have to be stopped.
+        let listener = if listen { Some(bind(&config).await?) } else { None };
         let owns_db = db.is_none();
         let db = match db {
             Some(db) => db,
@@ -162,7 +159,7 @@ impl App {
                 Some(upkeep.map_err(|cause| StartError::Refused(format!("upkeep cannot be scheduled: {cause}")))?);
         }
         if let Some(listener) = listener {
-            app.open_doors(config, random, listener);
+            app.open_doors(listener, config, random);
         }
         Ok(app)
     }
@@ -185,7 +182,7 @@ impl App {
         self.work.spawn(async move { dispatcher.run(stop).await });
     }
 
-    fn open_doors(&mut self, config: Config, random: Random, listener: TcpListener) {
+    fn open_doors(&mut self, listener: TcpListener, config: Config, random: Random) {
         self.address = listener.local_addr().ok();
         let drain = Duration::from_millis(config.http.drain_timeout_ms);
         let state = http::AppState {
@@ -234,6 +231,7 @@ impl App {
     }
 }
 
-async fn listen_on(address: SocketAddr) -> Result<TcpListener, StartError> {
+async fn bind(config: &Config) -> Result<TcpListener, StartError> {
+    let address = SocketAddr::new(config.host, config.port);
     TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })
 }

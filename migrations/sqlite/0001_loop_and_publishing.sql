@@ -214,6 +214,8 @@ CREATE TABLE cycles (
     error TEXT
 );
 CREATE INDEX cycles_by_time ON cycles (started_at);
+CREATE INDEX cycles_idle ON cycles (started_at) WHERE status = 'idle';
+CREATE INDEX cycles_by_base ON cycles (base_id) WHERE base_id IS NOT NULL;
 CREATE INDEX cycles_unfinished ON cycles (id) WHERE status = 'running';
 CREATE INDEX cycles_eventful ON cycles (id) WHERE status <> 'idle';
 

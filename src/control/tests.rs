@@ -1,17 +1,21 @@
-//! The loop against faults of ours, which no door can provoke.
+//! What no door can provoke: faults of ours, and the passing of days.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::DateTime;
+use serde_json::json;
 
 use super::cycle::CycleError;
 use super::decider::RuleBook;
-use super::{CycleRunner, Executor, Monitor, Occasion, Trigger, leader};
+use super::{CycleRunner, Executor, Monitor, Occasion, Trigger, forget_old, leader};
+use crate::actor::Actor;
 use crate::clock::ManualClock;
-use crate::config::{Config, Governors};
+use crate::config::{Config, Governors, Retention};
 use crate::db::{Db, Faults, Options, Point, Result};
+use crate::ledger::{self, Entry};
 use crate::planes::publishing::Publishing;
 use crate::random::Random;
 
@@ -59,4 +63,65 @@ async fn a_cycle_that_panics_is_written_down_and_the_next_one_runs() {
         cycles,
         [("error".to_owned(), Some("panicked: a row that nobody foresaw".to_owned())), ("idle".to_owned(), None)]
     );
+}
+
+#[tokio::test]
+async fn retention_takes_idle_cycles_first_and_leaves_the_snapshots_that_others_need() {
+    let clock = ManualClock::at("2026-11-20T18:30:00Z".parse().expect("a time"));
+    let db = Db::open(&Options::new("sqlite::memory:"), clock).await.expect("open");
+    db.migrate().await.expect("migrate");
+    let mut tx = db.begin().await.expect("begin");
+    // A whole snapshot of an idle cycle, its users, and a thousand and more that need nothing.
+    for (id, status, base, day) in [(1, "idle", None, 17), (2, "completed", Some(1), 17), (3, "idle", Some(1), 17)]
+        .into_iter()
+        .chain((4..1_500).map(|id| (id, "idle", None, 17)))
+        .chain([(1_500, "completed", None, 10), (1_501, "idle", None, 19)])
+    {
+        tx.query(
+            "INSERT INTO cycles (id, trigger_kind, status, term, instance, rules_hash, engine_version, started_at,
+                 health_status, base_id) VALUES ($1, 'loop', $2, 1, 'a', 'h', '1', $3, 'healthy', $4)",
+        )
+        .bind(id)
+        .bind(status)
+        .bind(format!("2026-11-{day}T00:00:00.000Z"))
+        .bind(base)
+        .execute()
+        .await
+        .expect("a cycle");
+    }
+    tx.commit().await.expect("commit");
+    let retention = Retention { idle_cycles_days: 2, cycles_days: 7, ..Retention::default() };
+    forget_old(&db, &retention).await.expect("forgotten");
+    let left: Vec<(i64,)> = db.query("SELECT id FROM cycles ORDER BY id").all().await.expect("cycles");
+    assert_eq!(left, [(1,), (2,), (1_501,)], "the first is the snapshot of the second");
+}
+
+/// Prunes the ledger once, when a walk over it has read where it begins.
+struct Prunes(Db, AtomicBool);
+
+#[async_trait]
+impl Faults for Prunes {
+    async fn strike(&self, point: Point<'_>) -> Result<()> {
+        let reads = matches!(point, Point::Statement(text) if text.contains("FROM ledger_entries"));
+        if reads && !self.1.swap(true, Ordering::Relaxed) {
+            ledger::prune(&self.0, Duration::from_secs(60), &Actor::System).await?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_walk_over_the_ledger_that_is_pruned_meanwhile_finds_it_whole() {
+    let clock = ManualClock::at(DateTime::UNIX_EPOCH);
+    let db = Db::open(&Options::new("sqlite::memory:"), clock.clone()).await.expect("open");
+    db.migrate().await.expect("migrate");
+    for _ in 0..5 {
+        let mut tx = db.begin().await.expect("begin");
+        ledger::append(&mut tx, &[Entry::new("test", Actor::System, json!({}))]).await.expect("append");
+        tx.commit().await.expect("commit");
+        clock.advance(Duration::from_secs(40));
+    }
+    let walked = db.clone().with_faults(Arc::new(Prunes(db.clone(), AtomicBool::new(false))));
+    let found = ledger::verify(&walked, |_| {}).await.expect("a walk");
+    assert_eq!((found.first_bad, found.checkpoint_id, found.entries), (None, Some(4), 2));
 }

@@ -13,6 +13,9 @@ use crate::sql;
 /// Rows that verification and export read at a time.
 const CHUNK: i64 = 5_000;
 
+/// Entries that one transaction of retention takes away: others write to the ledger in between.
+const PRUNED_AT_ONCE: i64 = 10_000;
+
 /// Appends `entries` to the chain, in order. Call it last in a transaction: from here to the commit, every other
 /// writer of the ledger waits.
 pub async fn append(tx: &mut Tx, entries: &[Entry]) -> Result<()> {
@@ -140,6 +143,21 @@ pub struct Verification {
 /// Walks the chain from its beginning or last checkpoint to its head; names the first entry that does not fit.
 /// `progress` hears after each stretch how many entries were read.
 pub async fn verify(db: &Db, mut progress: impl FnMut(i64)) -> Result<Verification> {
+    loop {
+        let found = walk(db, &mut progress).await?;
+        // Where retention took entries away under the walk's feet, it begins again from the new checkpoint.
+        let checkpoint_id = newest_checkpoint(db).await?.map(|(id, _)| id);
+        if found.first_bad.is_none() || found.checkpoint_id == checkpoint_id {
+            return Ok(found);
+        }
+    }
+}
+
+async fn newest_checkpoint(db: &Db) -> Result<Option<(i64, String)>> {
+    db.query("SELECT through_id, hash FROM ledger_checkpoints ORDER BY through_id DESC LIMIT 1").optional().await
+}
+
+async fn walk(db: &Db, progress: &mut impl FnMut(i64)) -> Result<Verification> {
     // The head is read first: entries that are appended meanwhile lie behind it, but those that lie behind it at this
     // moment were not appended by us.
     let mut tx = db.begin_read().await?;
@@ -147,8 +165,7 @@ pub async fn verify(db: &Db, mut progress: impl FnMut(i64)) -> Result<Verificati
     let (beyond,): (Option<i64>,) =
         tx.query("SELECT MIN(id) FROM ledger_entries WHERE id > $1").bind(head.0).one().await?;
     drop(tx);
-    let checkpoint: Option<(i64, String)> =
-        db.query("SELECT through_id, hash FROM ledger_checkpoints ORDER BY through_id DESC LIMIT 1").optional().await?;
+    let checkpoint = newest_checkpoint(db).await?;
     let checkpoint_id = checkpoint.as_ref().map(|(id, _)| *id);
     let (mut last_id, mut last_hash) = checkpoint.unwrap_or((0, String::new()));
     let mut entries = 0;
@@ -196,8 +213,20 @@ pub struct Pruned {
 }
 
 /// Takes away entries older than `keep`, behind a checkpoint from which the chain still verifies, and says so in
-/// the ledger. The newest entry always stays.
+/// the ledger, in transactions of [`PRUNED_AT_ONCE`]. The newest entry always stays.
 pub async fn prune(db: &Db, keep: Duration, actor: &Actor) -> Result<Pruned> {
+    let mut pruned = Pruned { entries: 0, through_id: 0 };
+    loop {
+        let stretch = prune_stretch(db, keep, actor).await?;
+        pruned.entries += stretch.entries;
+        pruned.through_id = pruned.through_id.max(stretch.through_id);
+        if stretch.entries < PRUNED_AT_ONCE {
+            return Ok(pruned);
+        }
+    }
+}
+
+async fn prune_stretch(db: &Db, keep: Duration, actor: &Actor) -> Result<Pruned> {
     let mut tx = db.begin().await?;
     let now = tx.now().await?;
     // Every entry up to the first young one goes: the chain has no holes, even if a clock once jumped.
@@ -206,9 +235,11 @@ pub async fn prune(db: &Db, keep: Duration, actor: &Actor) -> Result<Pruned> {
             "SELECT id, hash FROM ledger_entries
              WHERE id < coalesce((SELECT MIN(id) FROM ledger_entries WHERE created_at >= $1),
                                  (SELECT MAX(id) FROM ledger_entries))
+               AND id < (SELECT MIN(id) FROM ledger_entries) + $2
              ORDER BY id DESC LIMIT 1",
         )
         .bind(now.before(keep))
+        .bind(PRUNED_AT_ONCE)
         .optional()
         .await?;
     let Some((through_id, hash)) = through else { return Ok(Pruned { entries: 0, through_id: 0 }) };

@@ -23,6 +23,12 @@ use crate::random::Random;
 const RETRY_BASE: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(24 * 3600);
 
+/// How often the end of a job is offered to a store that fails, and the waits between: seconds at most, for the leases
+/// of the other jobs are not renewed meanwhile.
+const SETTLE_TRIES: u32 = 5;
+const SETTLE_BASE: Duration = Duration::from_millis(100);
+const SETTLE_CAP: Duration = Duration::from_secs(1);
+
 /// Runs jobs of one kind.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
@@ -105,21 +111,21 @@ impl Worker {
                 () = self.clock.sleep(self.options.poll_interval), if running.len() < self.options.max_concurrency => {}
                 () = self.clock.sleep(renew_at.saturating_sub(self.clock.elapsed())) => {}
             }
-            if self.clock.elapsed() >= renew_at {
-                self.renew(&running).await;
-                renew_at = self.clock.elapsed() + self.options.lease / 3;
-            }
+            self.renew_if_due(&running, &mut renew_at).await;
         }
-        let drained = async {
-            while let Some(ended) = tasks.join_next_with_id().await {
-                self.finish(ended, &mut running).await;
+        let drained_by = self.clock.elapsed() + self.options.drain;
+        while !running.is_empty() && self.clock.elapsed() < drained_by {
+            tokio::select! {
+                Some(ended) = tasks.join_next_with_id() => self.finish(ended, &mut running).await,
+                () = self.clock.sleep(drained_by.min(renew_at).saturating_sub(self.clock.elapsed())) => {}
             }
-        };
-        tokio::select! {
-            () = drained => {}
-            () = self.clock.sleep(self.options.drain) => {
-                tracing::warn!(queue = self.options.queue, "jobs still run at the end of the drain; their leases will lapse");
-            }
+            self.renew_if_due(&running, &mut renew_at).await;
+        }
+        if !running.is_empty() {
+            tracing::warn!(
+                queue = self.options.queue,
+                "jobs still run at the end of the drain; their leases will lapse"
+            );
         }
     }
 
@@ -180,13 +186,15 @@ impl Worker {
     /// Writes a job's end down, again and again for a while; after that its lease lapses, and whoever rescues it
     /// decides by the tries that are left.
     async fn settle_patiently(&self, job: &Job, outcome: &Outcome) {
-        for attempt in 1..=5 {
+        for attempt in 1..=SETTLE_TRIES {
             match self.settle(job, outcome).await {
                 Ok(()) => return,
                 Err(cause) => {
                     tracing::warn!(%cause, job = job.id, attempt, "a finished job could not be written down");
-                    self.clock.sleep(backoff::exponential(RETRY_BASE, RETRY_CAP, attempt, &self.random)).await;
                 }
+            }
+            if attempt < SETTLE_TRIES {
+                self.clock.sleep(backoff::exponential(SETTLE_BASE, SETTLE_CAP, attempt, &self.random)).await;
             }
         }
     }
@@ -205,6 +213,14 @@ impl Worker {
             tracing::warn!(job = job.id, "the answer came after the lease had lapsed and changes nothing");
         }
         tx.commit().await
+    }
+
+    async fn renew_if_due(&self, running: &[Running], renew_at: &mut Duration) {
+        if self.clock.elapsed() < *renew_at {
+            return;
+        }
+        self.renew(running).await;
+        *renew_at = self.clock.elapsed() + self.options.lease / 3;
     }
 
     async fn renew(&self, running: &[Running]) {
