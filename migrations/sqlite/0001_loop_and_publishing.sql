@@ -1,14 +1,15 @@
 -- The control loop and the publishing plane. Names and shapes: docs/ARCHITECTURE.md, "Tables".
 -- Other programs may insert into jobs, publish_logs, campaigns and clips: every column that they may leave out has
--- a default, and every value that would break the service is refused here.
+-- a default, and every value that would break the service is refused here. SQLite itself would keep a fraction or a
+-- text in a column of whole numbers, and bytes in one of text: `typeof` refuses them.
 
 CREATE TABLE campaigns (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    name TEXT NOT NULL CHECK (typeof(name) = 'text' AND length(name) BETWEEN 1 AND 200),
     status TEXT NOT NULL DEFAULT 'draft' CHECK (status IN ('draft', 'active', 'paused', 'completed')),
-    budget_cents INTEGER NOT NULL CHECK (budget_cents >= 0),
-    spent_cents INTEGER NOT NULL DEFAULT 0 CHECK (spent_cents >= 0),
-    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
+    budget_cents INTEGER NOT NULL CHECK (typeof(budget_cents) = 'integer' AND budget_cents BETWEEN 0 AND 1000000000000000),
+    spent_cents INTEGER NOT NULL DEFAULT 0 CHECK (typeof(spent_cents) = 'integer' AND spent_cents BETWEEN 0 AND 1000000000000000000),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (typeof(priority) = 'integer' AND priority BETWEEN -1000 AND 1000),
     starts_at TEXT CHECK (starts_at IS strftime('%Y-%m-%dT%H:%M:%fZ', starts_at)),
     ends_at TEXT CHECK (ends_at IS strftime('%Y-%m-%dT%H:%M:%fZ', ends_at)),
     created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
@@ -19,14 +20,14 @@ CREATE INDEX campaigns_active ON campaigns (priority DESC, budget_cents DESC, id
 
 CREATE TABLE clips (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    title TEXT NOT NULL CHECK (length(title) BETWEEN 1 AND 500),
-    media_uri TEXT NOT NULL CHECK (length(media_uri) BETWEEN 1 AND 2000),
+    title TEXT NOT NULL CHECK (typeof(title) = 'text' AND length(title) BETWEEN 1 AND 500),
+    media_uri TEXT NOT NULL CHECK (typeof(media_uri) = 'text' AND length(media_uri) BETWEEN 1 AND 2000),
     campaign_id INTEGER REFERENCES campaigns (id),
     visual_score REAL NOT NULL CHECK (visual_score >= 0 AND visual_score <= 100),
     -- ready: no publication yet; scheduled: one that is not cancelled; published: one went out. Kept by trigger.
     status TEXT NOT NULL DEFAULT 'ready' CHECK (status IN ('ready', 'scheduled', 'published', 'archived')),
-    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
-    duration_ms INTEGER CHECK (duration_ms IS NULL OR duration_ms >= 0),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (typeof(priority) = 'integer' AND priority BETWEEN -1000 AND 1000),
+    duration_ms INTEGER CHECK (duration_ms IS NULL OR typeof(duration_ms) = 'integer' AND duration_ms BETWEEN 0 AND 1000000000000000),
     created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
     updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%fZ', updated_at))
 );
@@ -38,21 +39,21 @@ CREATE INDEX clips_recent ON clips (created_at, visual_score);
 -- The one queue. A larger priority runs first. `lease` counts every hand-over and fences late answers.
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL CHECK (length(kind) BETWEEN 1 AND 200),
-    queue TEXT NOT NULL DEFAULT 'default' CHECK (length(queue) BETWEEN 1 AND 200),
-    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
+    kind TEXT NOT NULL CHECK (typeof(kind) = 'text' AND length(kind) BETWEEN 1 AND 200),
+    queue TEXT NOT NULL DEFAULT 'default' CHECK (typeof(queue) = 'text' AND length(queue) BETWEEN 1 AND 200),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (typeof(priority) = 'integer' AND priority BETWEEN -1000 AND 1000),
     status TEXT NOT NULL DEFAULT 'pending'
         CHECK (status IN ('waiting', 'pending', 'processing', 'retry', 'completed', 'failed', 'cancelled')),
     input TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(input)),
     result TEXT CHECK (result IS NULL OR json_valid(result)),
-    idempotency_key TEXT CHECK (length(idempotency_key) BETWEEN 1 AND 300),
+    idempotency_key TEXT CHECK (idempotency_key IS NULL OR typeof(idempotency_key) = 'text' AND length(idempotency_key) BETWEEN 1 AND 300),
     run_at TEXT CHECK (run_at IS strftime('%Y-%m-%dT%H:%M:%fZ', run_at)),
-    attempt INTEGER NOT NULL DEFAULT 0 CHECK (attempt >= 0),
-    max_attempts INTEGER NOT NULL DEFAULT 3 CHECK (max_attempts BETWEEN 1 AND 1000),
-    lease INTEGER NOT NULL DEFAULT 0,
+    attempt INTEGER NOT NULL DEFAULT 0 CHECK (typeof(attempt) = 'integer' AND attempt BETWEEN 0 AND 1000000),
+    max_attempts INTEGER NOT NULL DEFAULT 3 CHECK (typeof(max_attempts) = 'integer' AND max_attempts BETWEEN 1 AND 1000),
+    lease INTEGER NOT NULL DEFAULT 0 CHECK (typeof(lease) = 'integer' AND lease BETWEEN 0 AND 1000000000000000),
     lease_expires_at TEXT CHECK (lease_expires_at IS strftime('%Y-%m-%dT%H:%M:%fZ', lease_expires_at)),
-    worker TEXT,
-    error TEXT,
+    worker TEXT CHECK (typeof(worker) IN ('text', 'null')),
+    error TEXT CHECK (typeof(error) IN ('text', 'null')),
     created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
     updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%fZ', updated_at)),
     started_at TEXT CHECK (started_at IS strftime('%Y-%m-%dT%H:%M:%fZ', started_at)),
@@ -74,21 +75,21 @@ CREATE TABLE publish_logs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     clip_id INTEGER NOT NULL REFERENCES clips (id),
     campaign_id INTEGER REFERENCES campaigns (id),
-    platform TEXT NOT NULL CHECK (length(platform) BETWEEN 1 AND 100),
+    platform TEXT NOT NULL CHECK (typeof(platform) = 'text' AND length(platform) BETWEEN 1 AND 100),
     status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN
         ('scheduled', 'pending', 'publishing', 'unknown', 'retry', 'published', 'failed', 'cancelled')),
     scheduled_at TEXT CHECK (scheduled_at IS strftime('%Y-%m-%dT%H:%M:%fZ', scheduled_at)),
-    retry_count INTEGER NOT NULL DEFAULT 0 CHECK (retry_count >= 0),
-    max_retries INTEGER NOT NULL DEFAULT 3 CHECK (max_retries BETWEEN 0 AND 100),
-    postponed_count INTEGER NOT NULL DEFAULT 0 CHECK (postponed_count >= 0),
-    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
-    cost_cents INTEGER NOT NULL DEFAULT 0 CHECK (cost_cents >= 0),
+    retry_count INTEGER NOT NULL DEFAULT 0 CHECK (typeof(retry_count) = 'integer' AND retry_count BETWEEN 0 AND 1000),
+    max_retries INTEGER NOT NULL DEFAULT 3 CHECK (typeof(max_retries) = 'integer' AND max_retries BETWEEN 0 AND 100),
+    postponed_count INTEGER NOT NULL DEFAULT 0 CHECK (typeof(postponed_count) = 'integer' AND postponed_count BETWEEN 0 AND 1000000),
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (typeof(priority) = 'integer' AND priority BETWEEN -1000 AND 1000),
+    cost_cents INTEGER NOT NULL DEFAULT 0 CHECK (typeof(cost_cents) = 'integer' AND cost_cents BETWEEN 0 AND 1000000000000),
     -- Goes to the platform with every try, so that a platform that honours it can never post twice.
-    idempotency_key TEXT NOT NULL DEFAULT (lower(hex(randomblob(16)))) CHECK (length(idempotency_key) BETWEEN 1 AND 300),
-    job_id INTEGER,
-    external_id TEXT,
-    external_url TEXT,
-    last_error TEXT,
+    idempotency_key TEXT NOT NULL DEFAULT (lower(hex(randomblob(16)))) CHECK (typeof(idempotency_key) = 'text' AND length(idempotency_key) BETWEEN 1 AND 300),
+    job_id INTEGER CHECK (typeof(job_id) IN ('integer', 'null')),
+    external_id TEXT CHECK (typeof(external_id) IN ('text', 'null')),
+    external_url TEXT CHECK (typeof(external_url) IN ('text', 'null')),
+    last_error TEXT CHECK (typeof(last_error) IN ('text', 'null')),
     pending_at TEXT CHECK (pending_at IS strftime('%Y-%m-%dT%H:%M:%fZ', pending_at)),
     attempted_at TEXT CHECK (attempted_at IS strftime('%Y-%m-%dT%H:%M:%fZ', attempted_at)),
     failed_at TEXT CHECK (failed_at IS strftime('%Y-%m-%dT%H:%M:%fZ', failed_at)),
