@@ -86,7 +86,7 @@ async fn measure(name: &str, url: &str, jobs: u64, smallest: Option<f64>) -> f64
     let mut tx = db.begin().await.expect("begin");
     let term = acquire_lead(&mut tx, "bench").await.expect("a lease").expect("a free lease");
     tx.commit().await.expect("commit");
-    let occasion = Occasion { trigger: Trigger::Loop, term, skipped_ticks: 0 };
+    let occasion = Occasion { trigger: Trigger::Loop, asked_by: None, term, skipped_ticks: 0 };
 
     let mut times = Vec::with_capacity(CYCLES);
     for round in 0..WARM_UP + CYCLES {

@@ -16,7 +16,7 @@ use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::control::decider::RuleBook;
 use crate::control::orchestrator::Orchestrator;
-use crate::control::{CycleRunner, Executor, Lead, Monitor, Runner, Upkeep, initialise_switch};
+use crate::control::{CycleRunner, Executor, Lead, Monitor, Runner, RunnerParts, Upkeep, initialise_switch};
 use crate::db::{Db, Options};
 use crate::http;
 use crate::planes::publishing::{self, Dispatcher, Publishing};
@@ -108,7 +108,9 @@ impl App {
             }
         };
         db.migrate().await?;
-        initialise_switch(&db, config.orchestrator.enabled).await?;
+        if mode == Mode::Serve {
+            initialise_switch(&db, config.orchestrator.enabled).await?;
+        }
 
         let instance = format!("{}-{}", std::process::id(), &random.token()[..8]);
         let interval = Duration::from_secs(config.orchestrator.interval_seconds);
@@ -137,7 +139,7 @@ impl App {
         let executor = Executor::new(db.clone(), publishing.clone(), config.governors.clone());
         let governors = config.governors.clone();
         let lead = Lead::default();
-        let runner = Runner {
+        let runner = Runner::new(RunnerParts {
             db: db.clone(),
             clock: clock.clone(),
             instance: instance.clone(),
@@ -145,7 +147,7 @@ impl App {
             mode,
             cycle: CycleRunner::new(db.clone(), clock.clone(), instance.clone(), rules, monitor, executor, governors),
             lead: lead.clone(),
-        };
+        });
         let wakeups = db.clone();
         let (relay_clock, relay_stop) = (clock.clone(), app.control.stop.clone());
         app.control.spawn(async move { wakeups.relay_wakeups(relay_clock, relay_stop).await });

@@ -30,3 +30,7 @@ pub mod problem;
 pub mod random;
 pub mod telemetry;
 pub mod web;
+
+#[cfg(test)]
+#[path = "../tests/it/support/postgres.rs"]
+mod test_postgres;

@@ -26,8 +26,7 @@ pub enum TelemetryError {
 /// Starts logging to standard error, for the whole process and once.
 pub fn start(log: &Log) -> Result<(), TelemetryError> {
     let terminal = std::io::stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&log.level)?).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(&log.level)?).with_writer(std::io::stderr);
     let started = match (log.format, terminal) {
         (LogFormat::Json, _) | (LogFormat::Auto, false) => {
             builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
@@ -39,6 +38,12 @@ pub fn start(log: &Log) -> Result<(), TelemetryError> {
             .try_init(),
     };
     started.map_err(TelemetryError::Twice)
+}
+
+/// What is logged. The scheduler of the upkeep tells of its own inner life at `info`, which says nothing to anybody.
+fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    let quiet = if level.contains("tokio_cron_scheduler") { "" } else { ",tokio_cron_scheduler=warn" };
+    EnvFilter::try_new(format!("{level}{quiet}"))
 }
 
 /// Whether colour is welcome: not where `NO_COLOR` is set to anything (<https://no-color.org>).

@@ -166,7 +166,7 @@ fn migrate_checks_first_and_then_migrates() {
     let cli = Cli::new();
     let run = cli.run(&["migrate", "--check"]);
     assert_eq!(run.code, 3, "{}", run.err);
-    assert_eq!(cli.run(&["ledger", "tail"]).code, 1, "an old schema is not read");
+    assert_eq!(cli.run(&["ledger", "tail"]).code, 4, "looking made no database");
     assert_eq!(cli.run(&["migrate"]).code, 0);
     assert_eq!(cli.run(&["migrate", "--check"]).code, 0);
     assert_eq!(cli.json(&["migrate", "--json"])["pending"], serde_json::json!([]));
@@ -175,6 +175,8 @@ fn migrate_checks_first_and_then_migrates() {
 #[test]
 fn the_loop_is_steered_straight_on_the_database() {
     let cli = Cli::new();
+    assert_eq!(cli.run(&["status"]).code, 4, "there is no database yet, and looking makes none");
+    assert_eq!(cli.run(&["migrate"]).code, 0);
     assert_eq!(cli.json(&["status", "--json"])["enabled"], false);
     let run = cli.run(&["enable"]);
     assert!(run.code == 0 && run.out.contains("The loop is on"), "{}{}", run.out, run.err);

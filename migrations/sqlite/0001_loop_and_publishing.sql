@@ -1,11 +1,11 @@
 -- The control loop and the publishing plane. Names and shapes: docs/ARCHITECTURE.md, "Tables".
 -- Other programs may insert into jobs, publish_logs, campaigns and clips: every column that they may leave out has
--- a default, and every value that would break the service is refused here. SQLite itself would keep a fraction or a
--- text in a column of whole numbers, and bytes in one of text: `typeof` refuses them.
+-- a default, and every value that would break the service is refused here. SQLite takes any type in any column
+-- unless told otherwise, and text that holds a NUL, which PostgreSQL refuses: hence typeof() and instr().
 
 CREATE TABLE campaigns (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL CHECK (typeof(name) = 'text' AND length(name) BETWEEN 1 AND 200),
+    name TEXT NOT NULL CHECK (typeof(name) = 'text' AND instr(name, char(0)) = 0 AND length(name) BETWEEN 1 AND 200),
     status TEXT NOT NULL DEFAULT 'draft' CHECK (status IN ('draft', 'active', 'paused', 'completed')),
     budget_cents INTEGER NOT NULL CHECK (typeof(budget_cents) = 'integer' AND budget_cents BETWEEN 0 AND 1000000000000000),
     spent_cents INTEGER NOT NULL DEFAULT 0 CHECK (typeof(spent_cents) = 'integer' AND spent_cents BETWEEN 0 AND 1000000000000000000),
@@ -20,8 +20,8 @@ CREATE INDEX campaigns_active ON campaigns (priority DESC, budget_cents DESC, id
 
 CREATE TABLE clips (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    title TEXT NOT NULL CHECK (typeof(title) = 'text' AND length(title) BETWEEN 1 AND 500),
-    media_uri TEXT NOT NULL CHECK (typeof(media_uri) = 'text' AND length(media_uri) BETWEEN 1 AND 2000),
+    title TEXT NOT NULL CHECK (typeof(title) = 'text' AND instr(title, char(0)) = 0 AND length(title) BETWEEN 1 AND 500),
+    media_uri TEXT NOT NULL CHECK (typeof(media_uri) = 'text' AND instr(media_uri, char(0)) = 0 AND length(media_uri) BETWEEN 1 AND 2000),
     campaign_id INTEGER REFERENCES campaigns (id),
     visual_score REAL NOT NULL CHECK (visual_score >= 0 AND visual_score <= 100),
     -- ready: no publication yet; scheduled: one that is not cancelled; published: one went out. Kept by trigger.
@@ -39,14 +39,14 @@ CREATE INDEX clips_recent ON clips (created_at, visual_score);
 -- The one queue. A larger priority runs first. `lease` counts every hand-over and fences late answers.
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL CHECK (typeof(kind) = 'text' AND length(kind) BETWEEN 1 AND 200),
-    queue TEXT NOT NULL DEFAULT 'default' CHECK (typeof(queue) = 'text' AND length(queue) BETWEEN 1 AND 200),
+    kind TEXT NOT NULL CHECK (typeof(kind) = 'text' AND instr(kind, char(0)) = 0 AND length(kind) BETWEEN 1 AND 200),
+    queue TEXT NOT NULL DEFAULT 'default' CHECK (typeof(queue) = 'text' AND instr(queue, char(0)) = 0 AND length(queue) BETWEEN 1 AND 200),
     priority INTEGER NOT NULL DEFAULT 0 CHECK (typeof(priority) = 'integer' AND priority BETWEEN -1000 AND 1000),
     status TEXT NOT NULL DEFAULT 'pending'
         CHECK (status IN ('waiting', 'pending', 'processing', 'retry', 'completed', 'failed', 'cancelled')),
     input TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(input)),
     result TEXT CHECK (result IS NULL OR json_valid(result)),
-    idempotency_key TEXT CHECK (idempotency_key IS NULL OR typeof(idempotency_key) = 'text' AND length(idempotency_key) BETWEEN 1 AND 300),
+    idempotency_key TEXT CHECK (idempotency_key IS NULL OR typeof(idempotency_key) = 'text' AND instr(idempotency_key, char(0)) = 0 AND length(idempotency_key) BETWEEN 1 AND 300),
     run_at TEXT CHECK (run_at IS strftime('%Y-%m-%dT%H:%M:%fZ', run_at)),
     attempt INTEGER NOT NULL DEFAULT 0 CHECK (typeof(attempt) = 'integer' AND attempt BETWEEN 0 AND 1000000),
     max_attempts INTEGER NOT NULL DEFAULT 3 CHECK (typeof(max_attempts) = 'integer' AND max_attempts BETWEEN 1 AND 1000),
@@ -75,7 +75,7 @@ CREATE TABLE publish_logs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     clip_id INTEGER NOT NULL REFERENCES clips (id),
     campaign_id INTEGER REFERENCES campaigns (id),
-    platform TEXT NOT NULL CHECK (typeof(platform) = 'text' AND length(platform) BETWEEN 1 AND 100),
+    platform TEXT NOT NULL CHECK (typeof(platform) = 'text' AND instr(platform, char(0)) = 0 AND length(platform) BETWEEN 1 AND 100),
     status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN
         ('scheduled', 'pending', 'publishing', 'unknown', 'retry', 'published', 'failed', 'cancelled')),
     scheduled_at TEXT CHECK (scheduled_at IS strftime('%Y-%m-%dT%H:%M:%fZ', scheduled_at)),
@@ -85,8 +85,8 @@ CREATE TABLE publish_logs (
     priority INTEGER NOT NULL DEFAULT 0 CHECK (typeof(priority) = 'integer' AND priority BETWEEN -1000 AND 1000),
     cost_cents INTEGER NOT NULL DEFAULT 0 CHECK (typeof(cost_cents) = 'integer' AND cost_cents BETWEEN 0 AND 1000000000000),
     -- Goes to the platform with every try, so that a platform that honours it can never post twice.
-    idempotency_key TEXT NOT NULL DEFAULT (lower(hex(randomblob(16)))) CHECK (typeof(idempotency_key) = 'text' AND length(idempotency_key) BETWEEN 1 AND 300),
-    job_id INTEGER CHECK (typeof(job_id) IN ('integer', 'null')),
+    idempotency_key TEXT NOT NULL DEFAULT (lower(hex(randomblob(16)))) CHECK (typeof(idempotency_key) = 'text' AND instr(idempotency_key, char(0)) = 0 AND length(idempotency_key) BETWEEN 1 AND 300),
+    job_id INTEGER CHECK (job_id IS NULL OR typeof(job_id) = 'integer'),
     external_id TEXT CHECK (typeof(external_id) IN ('text', 'null')),
     external_url TEXT CHECK (typeof(external_url) IN ('text', 'null')),
     last_error TEXT CHECK (typeof(last_error) IN ('text', 'null')),
@@ -371,6 +371,15 @@ END;
 CREATE TRIGGER ledger_entries_are_not_deleted BEFORE DELETE ON ledger_entries
 WHEN NOT EXISTS (SELECT 1 FROM ledger_checkpoints WHERE through_id >= OLD.id) BEGIN
     SELECT RAISE(ABORT, 'the ledger is append-only: entries go only by `showrunner ledger prune`, behind a checkpoint');
+END;
+-- INSERT OR REPLACE deletes without firing the trigger above.
+CREATE TRIGGER ledger_entries_are_not_replaced BEFORE INSERT ON ledger_entries
+WHEN EXISTS (SELECT 1 FROM ledger_entries WHERE id = NEW.id) BEGIN
+    SELECT RAISE(ABORT, 'the ledger is append-only: entries are never replaced');
+END;
+CREATE TRIGGER ledger_checkpoints_are_not_replaced BEFORE INSERT ON ledger_checkpoints
+WHEN EXISTS (SELECT 1 FROM ledger_checkpoints WHERE through_id = NEW.through_id) BEGIN
+    SELECT RAISE(ABORT, 'checkpoints are never replaced');
 END;
 CREATE TRIGGER ledger_checkpoints_are_not_changed BEFORE UPDATE ON ledger_checkpoints BEGIN
     SELECT RAISE(ABORT, 'checkpoints are never changed');

@@ -5,7 +5,7 @@ use clap::Args;
 use super::Common;
 use super::failure::{Failure, Outcome};
 use super::output::Output;
-use super::way_in::connect_or_make;
+use super::way_in::{connect_or_make, connect_to_check};
 use crate::db::MigrationState;
 
 #[derive(Debug, Args)]
@@ -20,7 +20,8 @@ pub(super) struct Migrate {
 
 impl Migrate {
     pub(super) async fn run(self, common: &Common, out: &mut Output) -> Outcome {
-        let db = connect_or_make(&common.load()?).await?;
+        let config = common.load()?;
+        let db = if self.check { connect_to_check(&config).await? } else { connect_or_make(&config).await? };
         let before = db.migration_state().await?;
         let after = if self.check {
             before.clone()
@@ -38,7 +39,8 @@ impl Migrate {
             (Some(drift), _) => Err(Failure::rejected(drift)),
             (None, 0) => Ok(()),
             (None, count) => {
-                Err(Failure::rejected(format!("{count} migrations are still to come; run `showrunner migrate`")))
+                let are = if count == 1 { "migration is" } else { "migrations are" };
+                Err(Failure::rejected(format!("{count} {are} still to come; run `showrunner migrate`")))
             }
         }
     }

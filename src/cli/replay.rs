@@ -37,7 +37,7 @@ impl Replay {
         } else if same {
             let hash: String = cycle.row.rules_hash.chars().take(12).collect();
             let count = again["actions"].as_array().map_or(0, Vec::len);
-            out.line(&format!("Cycle {}: the same decision, {count} actions, under rules {hash}.", cycle.row.id))?;
+            out.line(&format!("Cycle {}: the same decision (actions: {count}) under rules {hash}.", cycle.row.id))?;
         }
         if same {
             return Ok(());

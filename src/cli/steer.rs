@@ -18,7 +18,7 @@ pub(super) async fn run_once(common: &Common, server: &Server, out: &mut Output)
 }
 
 pub(super) async fn snapshot(common: &Common, server: &Server, out: &mut Output) -> Outcome {
-    let way_in = WayIn::open(common, server).await?;
+    let way_in = WayIn::open_to_read(common, server).await?;
     let snapshot = way_in.snapshot().await;
     way_in.close().await;
     let snapshot = snapshot?;
@@ -26,7 +26,7 @@ pub(super) async fn snapshot(common: &Common, server: &Server, out: &mut Output)
 }
 
 pub(super) async fn status(common: &Common, server: &Server, out: &mut Output) -> Outcome {
-    let way_in = WayIn::open(common, server).await?;
+    let way_in = WayIn::open_to_read(common, server).await?;
     let status = way_in.status().await;
     way_in.close().await;
     let status = status?;

@@ -43,6 +43,14 @@ impl WayIn {
         }
     }
 
+    /// The same for a command that only reads: it makes no database and changes no schema.
+    pub(super) async fn open_to_read(common: &Common, server: &Server) -> Outcome<Self> {
+        if Remote::from(server)?.is_none() {
+            open_database(&common.load()?).await?.close().await;
+        }
+        Self::open(common, server).await
+    }
+
     pub(super) async fn snapshot(&self) -> Outcome<Snapshot> {
         match self {
             Self::Server(remote) => remote.ask(Method::GET, "orchestrator/snapshot", &[], Some("snapshot")).await,
@@ -107,16 +115,26 @@ pub(super) async fn open_database(config: &Config) -> Outcome<Db> {
 
 /// Connects to a database that is there; a missing SQLite file is not made just to be read.
 async fn connect(config: &Config) -> Outcome<Db> {
-    let file = config.database_url.strip_prefix("sqlite:").map(|rest| rest.trim_start_matches("//"));
-    if let Some(file) = file.and_then(|file| file.split('?').next())
-        && !file.contains(":memory:")
-        && !std::path::Path::new(file).exists()
-    {
-        return Err(Failure::unreachable(format!(
+    match missing_file(config) {
+        Some(file) => Err(Failure::unreachable(format!(
             "there is no database {file} yet; `showrunner serve` or `showrunner migrate` makes it"
-        )));
+        ))),
+        None => connect_or_make(config).await,
     }
-    connect_or_make(config).await
+}
+
+/// Connects to look at the schema only: a SQLite file that is missing counts as an empty database, and stays missing.
+pub(super) async fn connect_to_check(config: &Config) -> Outcome<Db> {
+    match missing_file(config) {
+        Some(_) => Ok(Db::open(&Options::new("sqlite::memory:"), SystemClock::shared()).await?),
+        None => connect_or_make(config).await,
+    }
+}
+
+/// The SQLite file that the configuration names, if it is not there.
+fn missing_file(config: &Config) -> Option<&str> {
+    let file = config.database_url.strip_prefix("sqlite:")?.trim_start_matches("//").split('?').next()?;
+    (!file.contains(":memory:") && !std::path::Path::new(file).exists()).then_some(file)
 }
 
 /// Connects to the database; a missing SQLite file is made.

@@ -72,8 +72,10 @@ struct Decided {
 
 /// What began a cycle, and under what.
 #[derive(Clone, Copy)]
-pub struct Occasion {
+pub struct Occasion<'a> {
     pub trigger: Trigger,
+    /// Who asked for it, if somebody did.
+    pub asked_by: Option<&'a str>,
     pub term: i64,
     /// Ticks of the interval that were left out before this cycle.
     pub skipped_ticks: i64,
@@ -112,7 +114,7 @@ impl CycleRunner {
     }
 
     /// Runs one cycle; returns its row's id. A failure is recorded, and the next cycle can run.
-    pub async fn run(&mut self, occasion: Occasion) -> Result<i64, CycleError> {
+    pub async fn run(&mut self, occasion: Occasion<'_>) -> Result<i64, CycleError> {
         let began = self.clock.elapsed();
         let result = caught(self.try_run(occasion)).await.unwrap_or_else(|words| Err(CycleError::Panicked(words)));
         metrics::histogram!("showrunner_cycle_seconds").record((self.clock.elapsed() - began).as_secs_f64());
@@ -126,7 +128,7 @@ impl CycleRunner {
         result
     }
 
-    async fn try_run(&mut self, occasion: Occasion) -> Result<i64, CycleError> {
+    async fn try_run(&mut self, occasion: Occasion<'_>) -> Result<i64, CycleError> {
         let mut entries = self.refresh_rules();
         let decided = self.decide().await?;
         entries.extend(self.recount_unrecorded());
@@ -163,7 +165,7 @@ impl CycleRunner {
 
     async fn record_idle(
         &mut self,
-        occasion: Occasion,
+        occasion: Occasion<'_>,
         decided: Decided,
         entries: Vec<Entry>,
     ) -> Result<i64, CycleError> {
@@ -180,7 +182,7 @@ impl CycleRunner {
         let id = cycles::insert(&mut tx, &row).await?;
         self.store_rules(&mut tx, &decided.rules).await?;
         let system = &decided.snapshot.system;
-        let mut all = vec![started(id, &decided)];
+        let mut all = vec![started(id, occasion, &decided)];
         all.extend(entries.into_iter().map(|entry| entry.cycle(id)));
         let payload = json!({ "health": system.health_score });
         all.push(Entry::new("orchestrator.cycle_idle", Actor::Loop, payload).cycle(id));
@@ -197,14 +199,14 @@ impl CycleRunner {
         Ok(id)
     }
 
-    async fn act(&mut self, occasion: Occasion, decided: Decided, entries: Vec<Entry>) -> Result<i64, CycleError> {
+    async fn act(&mut self, occasion: Occasion<'_>, decided: Decided, entries: Vec<Entry>) -> Result<i64, CycleError> {
         let snapshot = to_json(&decided.snapshot);
         let stored = self.snapshots.encode(&snapshot);
         let mut tx = self.begin_fenced(occasion.term).await?;
         let row = NewCycle { status: "running", snapshot: stored.clone(), ..self.new_cycle(occasion, &decided) };
         let id = cycles::insert(&mut tx, &row).await?;
         self.store_rules(&mut tx, &decided.rules).await?;
-        let mut all = vec![started(id, &decided)];
+        let mut all = vec![started(id, occasion, &decided)];
         all.extend(entries.into_iter().map(|entry| entry.cycle(id)));
         ledger::append(&mut tx, &all).await?;
         tx.commit().await?;
@@ -252,7 +254,7 @@ impl CycleRunner {
         Ok(tx)
     }
 
-    fn new_cycle<'a>(&'a self, occasion: Occasion, decided: &'a Decided) -> NewCycle<'a> {
+    fn new_cycle<'a>(&'a self, occasion: Occasion<'_>, decided: &'a Decided) -> NewCycle<'a> {
         let system = &decided.snapshot.system;
         let decision = to_json(&decided.decision);
         let empty = decision.as_object().is_some_and(|fields| fields.is_empty());
@@ -348,7 +350,7 @@ impl CycleRunner {
         Some(Entry::new("orchestrator.cycle_error", Actor::Loop, payload).severity(Severity::Error).subject("cycle"))
     }
 
-    async fn record_error(&mut self, occasion: Occasion, error: String) {
+    async fn record_error(&mut self, occasion: Occasion<'_>, error: String) {
         let at = Timestamp::new(self.clock.now());
         let recorded = async {
             let mut tx = self.begin_fenced(occasion.term).await?;
@@ -370,7 +372,7 @@ impl CycleRunner {
         }
     }
 
-    async fn insert_failed(&self, tx: &mut Tx, occasion: Occasion, error: &str) -> Result<i64, db::Error> {
+    async fn insert_failed(&self, tx: &mut Tx, occasion: Occasion<'_>, error: &str) -> Result<i64, db::Error> {
         let now = tx.now().await?;
         let rules = self.rules.current();
         let row = NewCycle {
@@ -400,7 +402,7 @@ fn count(trigger: Trigger, status: &'static str) {
     metrics::counter!("showrunner_cycles_total", "trigger" => trigger.as_str(), "status" => status).increment(1);
 }
 
-fn started(id: i64, decided: &Decided) -> Entry {
+fn started(id: i64, occasion: Occasion<'_>, decided: &Decided) -> Entry {
     let system = &decided.snapshot.system;
     let mut payload = json!({ "health": system.health_score, "status": system.status });
     if let Some(jobs) = decided.snapshot.jobs.as_ref().filter(|jobs| jobs.pending > 0) {
@@ -408,6 +410,9 @@ fn started(id: i64, decided: &Decided) -> Entry {
     }
     if !decided.decision.actions.is_empty() {
         payload["actions"] = decided.decision.actions.len().into();
+    }
+    if let Some(asked_by) = occasion.asked_by {
+        payload["asked_by"] = asked_by.into();
     }
     Entry::new("orchestrator.cycle_started", Actor::Loop, payload).cycle(id)
 }

@@ -45,6 +45,6 @@ pub use executor::{ActionResult, Execution, Executor};
 pub use governors::ActionOutcome;
 pub use leader::acquire as acquire_lead;
 pub use monitor::Monitor;
-pub use runner::{Lead, Mode, Runner};
+pub use runner::{Lead, Mode, Runner, RunnerParts};
 pub use switch::initialise as initialise_switch;
 pub use upkeep::{Upkeep, fold_tallies, forget_old};

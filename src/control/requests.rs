@@ -27,18 +27,17 @@ pub async fn any_open(db: &Db) -> Result<bool> {
     Ok(open.is_some())
 }
 
-/// Takes the oldest open request.
-pub async fn take(tx: &mut Tx) -> Result<Option<i64>> {
+/// Takes the oldest open request; gives its id and who asked.
+pub async fn take(tx: &mut Tx) -> Result<Option<(i64, String)>> {
     let now = tx.now().await?;
-    let taken: Option<(i64,)> = tx
-        .query(
-            "UPDATE cycle_requests SET taken_at = $1
-             WHERE id = (SELECT MIN(id) FROM cycle_requests WHERE taken_at IS NULL) AND taken_at IS NULL RETURNING id",
-        )
-        .bind(now)
-        .optional()
-        .await?;
-    Ok(taken.map(|(id,)| id))
+    tx.query(
+        "UPDATE cycle_requests SET taken_at = $1
+             WHERE id = (SELECT MIN(id) FROM cycle_requests WHERE taken_at IS NULL) AND taken_at IS NULL
+             RETURNING id, requested_by",
+    )
+    .bind(now)
+    .optional()
+    .await
 }
 
 /// Gives a request its answer.

@@ -4,10 +4,12 @@
 //! leaves ticks out and says so. Everything durable (switch, lease, requests) is read again on every look, once a
 //! second at least; a wake-up only makes the look come sooner.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -48,8 +50,8 @@ impl Lead {
     }
 }
 
-/// The loop's task.
-pub struct Runner {
+/// What a [`Runner`] is made of.
+pub struct RunnerParts {
     pub db: Db,
     pub clock: SharedClock,
     pub instance: String,
@@ -59,86 +61,116 @@ pub struct Runner {
     pub lead: Lead,
 }
 
-/// What one look found.
-struct Look {
+/// The loop's task.
+pub struct Runner {
+    parts: RunnerParts,
+    /// Whether the last look found the loop running here.
     on: bool,
-    asked: bool,
+    /// The next place on the grid of ticks, on the clock's elapsed time.
+    next_tick: Duration,
+    /// When the lease was last known to be renewed, on the same time.
+    renewed_at: Duration,
 }
 
 impl Runner {
+    /// A runner that has not looked yet.
+    pub fn new(parts: RunnerParts) -> Self {
+        let next_tick = parts.clock.elapsed();
+        Self { parts, on: false, next_tick, renewed_at: Duration::ZERO }
+    }
+
     /// Runs until `stop`; a running cycle ends first, then the lease is given back.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut was_on = false;
-        let mut next_tick = self.clock.elapsed();
-        let mut renewed_at = Duration::ZERO;
         while !stop.is_cancelled() {
-            let mut hint = self.db.listen(Topic::Loop);
-            let look = self.look(&mut renewed_at).await.unwrap_or_else(|cause| {
-                tracing::warn!(%cause, "the loop cannot see its switch and lease");
-                Look { on: was_on, asked: false }
+            let mut hint = self.parts.db.listen(Topic::Loop);
+            let wait = AssertUnwindSafe(self.step()).catch_unwind().await.unwrap_or_else(|_| {
+                // The panic itself is in the log; whatever it interrupted rolled back, and the next step looks anew.
+                tracing::error!("a step of the loop panicked; the loop goes on");
+                LOOK_EVERY
             });
-            let leads = self.lead.term().is_some();
-            let on = look.on && leads && self.mode == Mode::Serve;
-            if on != was_on {
-                match on {
-                    true => tracing::info!("Orchestrator started - running every {}s", self.interval.as_secs_f64()),
-                    false => tracing::info!("Orchestrator stopped"),
-                }
-                next_tick = self.clock.elapsed();
-                was_on = on;
-            }
-            if leads && look.asked {
-                self.answer_one(&mut renewed_at).await;
+            if wait.is_zero() {
                 continue;
             }
-            if on && self.clock.elapsed() >= next_tick {
-                self.tick(&mut next_tick, &mut renewed_at).await;
-                continue;
-            }
-            let until_tick = next_tick.saturating_sub(self.clock.elapsed());
-            let wait = if on { until_tick.min(LOOK_EVERY) } else { LOOK_EVERY };
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = hint.woken() => {}
-                () = self.clock.sleep(wait) => {}
+                () = self.parts.clock.sleep(wait) => {}
             }
         }
-        if was_on {
-            tracing::info!("Orchestrator stopped");
-        }
-        if let Some(term) = self.lead.term() {
-            self.lead.set(None);
-            if let Err(cause) = leader::release(&self.db, &self.instance, term).await {
-                tracing::warn!(%cause, "the lease could not be given back; it lapses by itself");
-            }
-            self.db.wake(Topic::Loop).await;
-        }
+        self.resign().await;
     }
 
-    async fn look(&mut self, renewed_at: &mut Duration) -> Result<Look> {
-        let asked = requests::any_open(&self.db).await?;
-        let wanted = self.mode == Mode::Serve || asked;
-        let elapsed = self.clock.elapsed();
-        match self.lead.term() {
-            None if wanted => self.try_to_lead(renewed_at).await?,
-            Some(term) if elapsed - *renewed_at >= leader::LEASE / 3 => {
-                if leader::renew(&self.db, &self.instance, term).await? {
-                    *renewed_at = elapsed;
+    /// One look at lease, requests and switch, and at most one cycle; returns how long nothing needs to be looked at.
+    pub async fn step(&mut self) -> Duration {
+        let (enabled, asked) = match self.look().await {
+            Ok(found) => found,
+            Err(cause) => {
+                tracing::warn!(%cause, "the loop cannot see its switch and lease");
+                return LOOK_EVERY;
+            }
+        };
+        let leads = self.parts.lead.term().is_some();
+        self.turn(enabled && leads && self.parts.mode == Mode::Serve);
+        let until_tick = self.next_tick.saturating_sub(self.parts.clock.elapsed());
+        // A tick that is due comes before requests, so that no flood of them holds the loop up.
+        if self.on && until_tick.is_zero() {
+            self.tick().await;
+            return Duration::ZERO;
+        }
+        if leads && asked {
+            return self.answer_one().await;
+        }
+        if self.on { until_tick.min(LOOK_EVERY) } else { LOOK_EVERY }
+    }
+
+    /// Gives the lease back, so that another instance can lead at once.
+    pub async fn resign(&mut self) {
+        self.turn(false);
+        let Some(term) = self.parts.lead.term() else { return };
+        self.parts.lead.set(None);
+        if let Err(cause) = leader::release(&self.parts.db, &self.parts.instance, term).await {
+            tracing::warn!(%cause, "the lease could not be given back; it lapses by itself");
+        }
+        self.parts.db.wake(Topic::Loop).await;
+    }
+
+    fn turn(&mut self, on: bool) {
+        if on == self.on {
+            return;
+        }
+        match on {
+            true => tracing::info!("Orchestrator started - running every {}s", self.parts.interval.as_secs_f64()),
+            false => tracing::info!("Orchestrator stopped"),
+        }
+        self.next_tick = self.parts.clock.elapsed();
+        self.on = on;
+    }
+
+    /// Whether the loop is switched on, and whether anybody asked for a cycle; takes or renews the lease on the way.
+    async fn look(&mut self) -> Result<(bool, bool)> {
+        let asked = requests::any_open(&self.parts.db).await?;
+        let wanted = self.parts.mode == Mode::Serve || asked;
+        let elapsed = self.parts.clock.elapsed();
+        match self.parts.lead.term() {
+            None if wanted => self.try_to_lead().await?,
+            Some(term) if elapsed - self.renewed_at >= leader::LEASE / 3 => {
+                if leader::renew(&self.parts.db, &self.parts.instance, term).await? {
+                    self.renewed_at = elapsed;
                 } else {
                     self.lose(term).await?;
                 }
             }
             _ => {}
         }
-        Ok(Look { on: switch::is_on(&self.db).await?, asked })
+        Ok((switch::is_on(&self.parts.db).await?, asked))
     }
 
-    async fn try_to_lead(&mut self, renewed_at: &mut Duration) -> Result<()> {
-        let elapsed = self.clock.elapsed();
+    async fn try_to_lead(&mut self) -> Result<()> {
+        let elapsed = self.parts.clock.elapsed();
         // Looking first keeps those who do not lead from writing every second.
-        let free = match leader::current(&self.db).await? {
+        let free = match leader::current(&self.parts.db).await? {
             Some(lease) => {
-                let now = self.db.now().await?;
+                let now = self.parts.db.now().await?;
                 lease.expires_at <= now || lease.expires_at > now.after(leader::LEASE * 2)
             }
             None => true,
@@ -147,11 +179,11 @@ impl Runner {
             return Ok(());
         }
         // One transaction: who leads has also taken over what the leader before left behind.
-        let mut tx = self.db.begin().await?;
-        let Some(term) = leader::acquire(&mut tx, &self.instance).await? else { return Ok(()) };
+        let mut tx = self.parts.db.begin().await?;
+        let Some(term) = leader::acquire(&mut tx, &self.parts.instance).await? else { return Ok(()) };
         requests::reopen(&mut tx).await?;
         let interrupted = cycles::close_broken(&mut tx, INTERRUPTED).await?;
-        let acquired = json!({ "term": term, "instance": self.instance });
+        let acquired = json!({ "term": term, "instance": self.parts.instance });
         let mut entries = vec![Entry::new("orchestrator.leader_acquired", Actor::System, acquired)];
         entries.extend(interrupted.into_iter().map(|id| {
             Entry::new("orchestrator.cycle_error", Actor::System, json!({ "error": INTERRUPTED }))
@@ -161,46 +193,43 @@ impl Runner {
         }));
         ledger::append(&mut tx, &entries).await?;
         tx.commit().await?;
-        tracing::info!(term, instance = self.instance, "this instance leads");
-        self.lead.set(Some(term));
-        *renewed_at = elapsed;
-        self.cycle.begin_term();
+        tracing::info!(term, instance = self.parts.instance, "this instance leads");
+        self.parts.lead.set(Some(term));
+        self.renewed_at = elapsed;
+        self.parts.cycle.begin_term();
         Ok(())
     }
 
     async fn lose(&mut self, term: i64) -> Result<()> {
         tracing::warn!(term, "another instance leads now");
-        self.lead.set(None);
-        let mut tx = self.db.begin().await?;
-        let payload = json!({ "term": term, "instance": self.instance, "because": "the lease had lapsed" });
+        self.parts.lead.set(None);
+        let mut tx = self.parts.db.begin().await?;
+        let payload = json!({ "term": term, "instance": self.parts.instance, "because": "the lease had lapsed" });
         let entry = Entry::new("orchestrator.leader_lost", Actor::System, payload).severity(Severity::Warning);
         ledger::append(&mut tx, &[entry]).await?;
         tx.commit().await
     }
 
     /// Runs the cycle of this tick and moves to the next one on the grid.
-    async fn tick(&mut self, next_tick: &mut Duration, renewed_at: &mut Duration) {
-        let late = self.clock.elapsed().saturating_sub(*next_tick);
-        let skipped = (late.as_nanos() / self.interval.as_nanos()) as u32;
+    async fn tick(&mut self) {
+        let late = self.parts.clock.elapsed().saturating_sub(self.next_tick);
+        let skipped = (late.as_nanos() / self.parts.interval.as_nanos()) as u32;
         if skipped > 0 {
             metrics::counter!("showrunner_skipped_ticks_total").increment(u64::from(skipped));
             tracing::warn!(skipped, "ticks were left out: the cycle before took longer than the interval");
         }
-        *next_tick += self.interval * (skipped + 1);
-        self.run_cycle(Trigger::Loop, i64::from(skipped), renewed_at).await.ok();
+        self.next_tick += self.parts.interval * (skipped + 1);
+        self.run_cycle(None, i64::from(skipped)).await.ok();
     }
 
-    async fn run_cycle(
-        &mut self,
-        trigger: Trigger,
-        skipped_ticks: i64,
-        renewed_at: &mut Duration,
-    ) -> std::result::Result<i64, CycleError> {
-        let Some(term) = self.lead.term() else { return Err(leader::TermOver(0).into()) };
-        let began = self.clock.elapsed();
-        let result = self.cycle.run(Occasion { trigger, term, skipped_ticks }).await;
+    /// Runs a cycle for whoever asked, or for the interval where nobody did.
+    async fn run_cycle(&mut self, asked_by: Option<&str>, skipped_ticks: i64) -> std::result::Result<i64, CycleError> {
+        let Some(term) = self.parts.lead.term() else { return Err(leader::TermOver(0).into()) };
+        let began = self.parts.clock.elapsed();
+        let trigger = if asked_by.is_some() { Trigger::Manual } else { Trigger::Loop };
+        let result = self.parts.cycle.run(Occasion { trigger, asked_by, term, skipped_ticks }).await;
         match &result {
-            Ok(_) => *renewed_at = began,
+            Ok(_) => self.renewed_at = began,
             Err(CycleError::TermOver(_)) => {
                 if let Err(cause) = self.lose(term).await {
                     tracing::warn!(%cause, "losing the lead could not be written down");
@@ -208,34 +237,35 @@ impl Runner {
             }
             Err(CycleError::Store(_) | CycleError::Panicked(_)) => {}
         }
-        self.db.wake(Topic::Loop).await;
+        self.parts.db.wake(Topic::Loop).await;
         result
     }
 
-    async fn answer_one(&mut self, renewed_at: &mut Duration) {
+    async fn answer_one(&mut self) -> Duration {
         let answered = async {
-            let Some(term) = self.lead.term() else { return Ok(()) };
-            let mut tx = self.db.begin().await?;
+            let Some(term) = self.parts.lead.term() else { return Ok(()) };
+            let mut tx = self.parts.db.begin().await?;
             if leader::fence(&mut tx, term).await?.is_err() {
                 drop(tx);
                 return self.lose(term).await;
             }
-            let Some(request) = requests::take(&mut tx).await? else { return Ok(()) };
+            let Some((request, asked_by)) = requests::take(&mut tx).await? else { return Ok(()) };
             tx.commit().await?;
-            let ran = self.run_cycle(Trigger::Manual, 0, renewed_at).await;
-            let mut tx = self.db.begin().await?;
+            let ran = self.run_cycle(Some(&asked_by), 0).await;
+            let mut tx = self.parts.db.begin().await?;
             match ran {
                 Ok(cycle) => requests::answer(&mut tx, request, &Ok(cycle)).await?,
                 Err(CycleError::TermOver(_)) => return Ok(()), // the new leader has reopened it and answers it
                 Err(cause) => requests::answer(&mut tx, request, &Err(cause.to_string())).await?,
             }
             tx.commit().await?;
-            self.db.wake(Topic::Loop).await;
+            self.parts.db.wake(Topic::Loop).await;
             Ok::<_, crate::db::Error>(())
         };
         if let Err(cause) = answered.await {
             tracing::warn!(%cause, "a request for a cycle could not be answered");
-            self.clock.sleep(LOOK_EVERY).await;
+            return LOOK_EVERY;
         }
+        Duration::ZERO
     }
 }

@@ -27,7 +27,13 @@ pub async fn initialise(db: &Db, on: bool) -> Result<()> {
     .bind(now)
     .execute()
     .await?;
-    tx.commit().await
+    tx.commit().await?;
+    if on && !is_on(db).await? {
+        tracing::warn!(
+            "ORCHESTRATOR_ENABLED is set, but the loop was switched off and stays off; POST /orchestrator/enable turns it on"
+        );
+    }
+    Ok(())
 }
 
 /// Turns the loop on or off, with a ledger entry when that changes anything.

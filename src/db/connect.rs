@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, Transaction};
+use sqlx::{ConnectOptions, Connection, Transaction};
 
 use super::{Db, Error, Pools, Result, Waker};
 use crate::clock::SharedClock;
@@ -100,6 +100,9 @@ async fn open_postgres(options: &Options) -> Result<PgPool> {
             ("idle_in_transaction_session_timeout", "5s"),
             ("TimeZone", "UTC"),
         ]);
+    // A pool that cannot connect only says that it timed out; a first connection of its own says why.
+    let first = connect.connect().await.map_err(|cause| cannot_open(&options.url, cause))?;
+    first.close().await?;
     PgPoolOptions::new()
         .max_connections(options.max_connections)
         .acquire_timeout(Duration::from_secs(10))
@@ -127,6 +130,10 @@ pub(super) async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'s
     let attempts = LOCK_PATIENCE.as_secs() / 5; // each waits out the connection's busy time-out
     for _ in 1..attempts {
         match write.begin_with("BEGIN IMMEDIATE").await {
+            // SQLite rolled a transaction back by itself (the disk was full), and the connection does not know.
+            Err(sqlx::Error::InvalidSavePointStatement | sqlx::Error::BeginFailed) => {
+                write.acquire().await?.detach().close_hard().await?;
+            }
             Err(sqlx::Error::Database(cause)) if cause.code().is_some_and(|code| code == "5" || code == "517") => {
                 tracing::warn!("another process holds the database's write lock; waiting for it");
             }

@@ -158,8 +158,13 @@ async fn newest_checkpoint(db: &Db) -> Result<Option<(i64, String)>> {
 }
 
 async fn walk(db: &Db, progress: &mut impl FnMut(i64)) -> Result<Verification> {
-    // The head is read first: entries that are appended meanwhile lie behind it.
-    let head: (i64, String) = db.query("SELECT entry_id, hash FROM ledger_head WHERE id = 1").one().await?;
+    // The head is read first: entries that are appended meanwhile lie behind it, but those that lie behind it at this
+    // moment were not appended by us.
+    let mut tx = db.begin_read().await?;
+    let head: (i64, String) = tx.query("SELECT entry_id, hash FROM ledger_head WHERE id = 1").one().await?;
+    let (beyond,): (Option<i64>,) =
+        tx.query("SELECT MIN(id) FROM ledger_entries WHERE id > $1").bind(head.0).one().await?;
+    drop(tx);
     let checkpoint = newest_checkpoint(db).await?;
     let checkpoint_id = checkpoint.as_ref().map(|(id, _)| *id);
     let (mut last_id, mut last_hash) = checkpoint.unwrap_or((0, String::new()));
@@ -191,6 +196,9 @@ async fn walk(db: &Db, progress: &mut impl FnMut(i64)) -> Result<Verification> {
     }
     if last_hash != head.1 {
         return Ok(bad(head.0, "is not the entry that was written last".to_owned(), entries));
+    }
+    if let Some(id) = beyond {
+        return Ok(bad(id, "lies behind the end of the chain".to_owned(), entries));
     }
     Ok(Verification { entries, checkpoint_id, first_bad: None })
 }

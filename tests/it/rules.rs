@@ -176,7 +176,8 @@ on_both! {
         let spin = "fn spin(n) { while n == 3 { } n > 100 }\n";
         let bad = ORDER.replace("\"order\"", "\"endless\"").replace("jobs.pending > 2", "spin(jobs.pending)");
         let typed = ORDER.replace("\"order\"", "\"typed\"").replace("jobs.pending > 2", "mistyped(jobs.pending)");
-        world.rules("bad.rhai", &format!("{spin}{bad}"));
+        let behind = ORDER.replace("\"order\"", "\"behind\"");
+        world.rules("bad.rhai", &format!("{spin}{bad}{behind}"));
         world.rules("story.rhai", ORDER);
         world.rules("typed.rhai", &format!("fn mistyped(n) {{ n == 3 && n < \"4\" }}\n{typed}"));
         world.pending_jobs(3, 1).await;
@@ -190,6 +191,7 @@ on_both! {
             assert!(endless["message"].as_str().expect("why").contains("operations"), "{endless}");
             assert_eq!(cycle["execution"]["succeeded"], 1, "the others act");
             assert!(proposed(&cycle, "order"));
+            assert!(proposed(&cycle, "behind"), "so does the one behind it in its file");
         }
         let entries = world.ledger("orchestrator.rule_failed").await;
         let endless: Vec<_> = entries.iter().filter(|entry| entry["rule"] == "endless").collect();

@@ -131,7 +131,8 @@ fn toml_says_the_same_as_yaml() {
 #[test]
 fn what_is_refused_names_its_place_and_what_would_be_taken() {
     let yaml = |text: &'static str| Some(("showrunner.yaml", text));
-    let cases: &[(Option<(&str, &str)>, &[(&str, &str)], &str)] = &[
+    type Case<'a> = (Option<(&'a str, &'a str)>, &'a [(&'a str, &'a str)], &'a str);
+    let cases: &[Case<'_>] = &[
         (yaml("prot: 1"), &[], "showrunner.yaml: prot: there is no such key; did you mean `port`?"),
         (
             yaml("publishing:\n  sandbox:\n    refused: 0.1"),

@@ -101,19 +101,14 @@ impl Worker {
         let mut renew_at = self.clock.elapsed() + self.options.lease / 3;
         while !stop.is_cancelled() {
             let mut hint = self.db.listen(Topic::Jobs);
-            let full_batch = match self.claim_into(&mut tasks, &mut running).await {
-                Ok(full) => full,
-                Err(cause) => {
-                    tracing::warn!(%cause, queue = self.options.queue, "the queue could not be looked at");
-                    false
-                }
-            };
-            let wait = if full_batch { Duration::ZERO } else { self.options.poll_interval };
+            if let Err(cause) = self.claim_into(&mut tasks, &mut running).await {
+                tracing::warn!(%cause, queue = self.options.queue, "the queue could not be looked at");
+            }
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(ended) = tasks.join_next_with_id() => self.finish(ended, &mut running).await,
                 () = hint.woken() => {}
-                () = self.clock.sleep(wait), if running.len() < self.options.max_concurrency => {}
+                () = self.clock.sleep(self.options.poll_interval), if running.len() < self.options.max_concurrency => {}
                 () = self.clock.sleep(renew_at.saturating_sub(self.clock.elapsed())) => {}
             }
             self.renew_if_due(&running, &mut renew_at).await;
@@ -134,11 +129,22 @@ impl Worker {
         }
     }
 
-    /// Claims what there is room for; `true` when the batch was full and there may be more.
-    async fn claim_into(&self, tasks: &mut JoinSet<Outcome>, running: &mut Vec<Running>) -> Result<bool> {
-        let room = self.options.max_concurrency.saturating_sub(running.len());
+    /// Claims one batch and runs it job by job to its end; returns how many. For a simulation, which wants one thing
+    /// to happen at a time.
+    pub async fn run_batch(&self) -> Result<usize> {
+        let jobs = self.claim(self.options.max_concurrency).await?;
+        for job in &jobs {
+            let Some(handler) = self.handlers.get(job.kind.as_str()) else { continue };
+            let outcome = handler.run(job).await;
+            self.settle_patiently(job, &outcome).await;
+        }
+        Ok(jobs.len())
+    }
+
+    /// Takes lapsed leases back, and claims up to `room` jobs that are ready.
+    async fn claim(&self, room: usize) -> Result<Vec<Job>> {
         if room == 0 || !store::has_work(&self.db, self.options.queue).await? {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let kinds: Vec<&str> = self.handlers.keys().copied().collect();
         let mut tx = self.db.begin().await?;
@@ -147,14 +153,20 @@ impl Worker {
         let options = &self.options;
         let jobs = store::claim(&mut tx, options.queue, &kinds, &options.name, options.lease, room as i64).await?;
         tx.commit().await?;
-        let full = jobs.len() == room;
+        Ok(jobs)
+    }
+
+    /// Claims what there is room for and starts it. A batch fills every free place, so the next look comes when one ends.
+    async fn claim_into(&self, tasks: &mut JoinSet<Outcome>, running: &mut Vec<Running>) -> Result<()> {
+        let room = self.options.max_concurrency.saturating_sub(running.len());
+        let jobs = self.claim(room).await?;
         for job in jobs {
             let Some(handler) = self.handlers.get(job.kind.as_str()).cloned() else { continue };
             let handed = job.clone();
             let task = tasks.spawn(async move { handler.run(&handed).await });
             running.push(Running { job, task: task.id() });
         }
-        Ok(full && running.len() < self.options.max_concurrency)
+        Ok(())
     }
 
     async fn finish(
@@ -168,8 +180,14 @@ impl Worker {
         };
         let Some(position) = running.iter().position(|entry| entry.task == task) else { return };
         let job = running.swap_remove(position).job;
+        self.settle_patiently(&job, &outcome).await;
+    }
+
+    /// Writes a job's end down, again and again for a while; after that its lease lapses, and whoever rescues it
+    /// decides by the tries that are left.
+    async fn settle_patiently(&self, job: &Job, outcome: &Outcome) {
         for attempt in 1..=SETTLE_TRIES {
-            match self.settle(&job, &outcome).await {
+            match self.settle(job, outcome).await {
                 Ok(()) => return,
                 Err(cause) => {
                     tracing::warn!(%cause, job = job.id, attempt, "a finished job could not be written down");
@@ -179,7 +197,6 @@ impl Worker {
                 self.clock.sleep(backoff::exponential(SETTLE_BASE, SETTLE_CAP, attempt, &self.random)).await;
             }
         }
-        // Its lease will lapse, and whoever rescues it decides by the tries that are left.
     }
 
     async fn settle(&self, job: &Job, outcome: &Outcome) -> Result<()> {

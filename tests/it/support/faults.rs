@@ -1,10 +1,11 @@
 //! Database faults that stories switch on and off.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use showrunner::db::{Error, Faults, Point, Result};
+use tokio::sync::Notify;
 
 /// Fails every statement that contains a text, while there is one.
 #[derive(Default)]
@@ -41,5 +42,50 @@ impl Faults for Failing {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Holds back the first statement that contains a text, once armed, until it is let go.
+pub struct Holding {
+    text: &'static str,
+    armed: AtomicBool,
+    arrived: Notify,
+    go: Notify,
+}
+
+impl Holding {
+    /// Not armed yet.
+    pub fn at(text: &'static str) -> Arc<Self> {
+        Arc::new(Self { text, armed: AtomicBool::new(false), arrived: Notify::new(), go: Notify::new() })
+    }
+
+    /// From now on the next such statement is held.
+    pub fn arm(&self) {
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until a statement is held.
+    pub async fn held(&self) {
+        let patience = std::time::Duration::from_secs(20);
+        tokio::time::timeout(patience, self.arrived.notified()).await.expect("the statement comes");
+    }
+
+    /// Lets it go.
+    pub fn let_go(&self) {
+        self.go.notify_one();
+    }
+}
+
+#[async_trait]
+impl Faults for Holding {
+    async fn strike(&self, point: Point<'_>) -> Result<()> {
+        if let Point::Statement(statement) = point
+            && statement.contains(self.text)
+            && self.armed.swap(false, Ordering::SeqCst)
+        {
+            self.arrived.notify_one();
+            self.go.notified().await;
+        }
+        Ok(())
     }
 }

@@ -49,8 +49,13 @@ impl Process {
     }
 
     /// Sends a signal that ends it, and waits for the end; returns its exit code.
-    pub async fn end(mut self, signal: &str) -> Option<i32> {
+    pub async fn end(self, signal: &str) -> Option<i32> {
         self.signal(signal);
+        self.ended().await
+    }
+
+    /// Waits for its end, which somebody has brought about; returns its exit code.
+    pub async fn ended(mut self) -> Option<i32> {
         tokio::task::spawn_blocking(move || self.child.wait().expect("its end").code()).await.expect("a waiter")
     }
 
@@ -73,11 +78,6 @@ impl Process {
     pub async fn poke(&self, path: &str) -> Value {
         let response = self.http.post(format!("http://{}{path}", self.address)).send().await.expect("an answer");
         serde_json::from_str(&response.text().await.expect("a body")).expect("JSON")
-    }
-
-    /// Where it listens, e.g. `127.0.0.1:40123`.
-    pub fn address(&self) -> &str {
-        &self.address
     }
 
     /// Its name as leaders write it.

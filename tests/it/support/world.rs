@@ -230,6 +230,15 @@ impl World {
         result.expect_err("the database refuses this").to_string()
     }
 
+    /// Runs a statement that the database may refuse; says whether it did not.
+    pub async fn try_sql(&self, text: &str) -> bool {
+        let text = sqlx::AssertSqlSafe(text.to_owned());
+        match &self.raw {
+            Raw::Sqlite(pool) => sqlx::raw_sql(text).execute(pool).await.is_ok(),
+            Raw::Postgres(pool) => sqlx::raw_sql(text).execute(pool).await.is_ok(),
+        }
+    }
+
     /// One text from another program's query.
     pub async fn text(&self, query: &str) -> String {
         let text = sqlx::AssertSqlSafe(format!("SELECT CAST(({query}) AS TEXT)"));
@@ -320,6 +329,33 @@ impl World {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("`{query}` is `{found}` and never became `{wanted}`");
+    }
+
+    /// As [`World::until`], while time goes on: a second of this world's clock at a time, each followed by a pause in
+    /// which the service can do what is due.
+    pub async fn until_in_time(&self, query: &str, wanted: &str) {
+        let patience = tokio::time::Instant::now() + Duration::from_secs(30);
+        let mut found = String::new();
+        while tokio::time::Instant::now() < patience {
+            for _ in 0..10 {
+                found = self.text(query).await;
+                if found == wanted {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            self.clock.advance(Duration::from_secs(1));
+        }
+        panic!("`{query}` is `{found}` and never became `{wanted}`");
+    }
+
+    /// Runs the real program on this world's database; returns its exit code, standard output and standard error.
+    pub async fn command(&self, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_showrunner"));
+        command.args(arguments).env_clear().env("HOME", self.folder()).env("DATABASE_URL", &self.url);
+        let output = command.current_dir(self.folder()).output().await.expect("the program runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The plane against a database: SQLite always, and PostgreSQL where `SHOWRUNNER_TEST_POSTGRES_URL` names a server.
+//! The plane against both databases.
 
 mod actions;
 mod dispatching;
@@ -20,6 +20,7 @@ use crate::config;
 use crate::db::{Db, Options, Timestamp, Tx};
 use crate::planes::queue::{self, Job, Outcome};
 use crate::random::Random;
+use crate::test_postgres;
 
 /// A manual clock that says when somebody waits for a platform that stays silent.
 pub(super) struct TestClock {
@@ -58,19 +59,14 @@ pub(super) async fn on_each_database<F: AsyncFn(Db, Arc<TestClock>)>(test: F) {
     let db = Db::open(&Options::new("sqlite::memory:"), here.clone()).await.expect("open");
     db.migrate().await.expect("migrate");
     test(db, here).await;
-    let Ok(url) = std::env::var("SHOWRUNNER_TEST_POSTGRES_URL") else { return };
+    let Some(url) = test_postgres::fresh_database().await else { return };
     let here = clock();
-    let schema = format!("publishing_{}", Random::from_machine().token());
-    let server = Db::open(&Options::new(&url), here.clone()).await.expect("open");
-    write(&server, format!("CREATE SCHEMA {schema}")).await;
-    let separator = if url.contains('?') { '&' } else { '?' };
-    let options =
-        Options { max_connections: 4, ..Options::new(format!("{url}{separator}options=-csearch_path%3D{schema}")) };
+    let options = Options { max_connections: 4, ..Options::new(&url) };
     let db = Db::open(&options, here.clone()).await.expect("open").with_clock(here.clone());
     db.migrate().await.expect("migrate");
     test(db.clone(), here).await;
     db.close().await;
-    write(&server, format!("DROP SCHEMA {schema} CASCADE")).await;
+    test_postgres::drop_database(&url).await;
 }
 
 /// The plane over a fresh database, for each database.

@@ -1,0 +1,269 @@
+//! Rows of other programs: what they may leave out, what they may not write, and counts that stay exact.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::on_both;
+use crate::support::World;
+
+/// A generator of choices; the same seed chooses the same.
+struct Choices(u64);
+
+impl Choices {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    fn of<'a>(&mut self, list: &[&'a str]) -> &'a str {
+        list[self.below(list.len() as u64) as usize]
+    }
+}
+
+const JOB_STATES: [&str; 7] = ["waiting", "pending", "processing", "retry", "completed", "failed", "cancelled"];
+const LOG_STATES: [&str; 8] =
+    ["scheduled", "pending", "publishing", "unknown", "retry", "published", "failed", "cancelled"];
+const CLIP_STATES: [&str; 4] = ["ready", "scheduled", "published", "archived"];
+const CAMPAIGN_STATES: [&str; 4] = ["draft", "active", "paused", "completed"];
+
+/// A statement of some other program, good or bad.
+fn statement(choices: &mut Choices, world: &World) -> String {
+    let id = choices.below(40) + 1;
+    let at = world.ago(choices.below(23 * 60) as i64);
+    let long_ago = world.ago(26 * 60 + choices.below(1000) as i64);
+    let created = if choices.below(4) == 0 { &long_ago } else { &at };
+    let score = choices.below(101);
+    let budget = choices.below(50_000);
+    let (job, log) = (choices.of(&JOB_STATES), choices.of(&LOG_STATES));
+    let (clip, campaign) = (choices.of(&CLIP_STATES), choices.of(&CAMPAIGN_STATES));
+    let platform = choices.of(&["tiktok", "youtube", "instagram"]);
+    let of_campaign = if choices.below(2) == 0 { "NULL".to_owned() } else { (choices.below(6) + 1).to_string() };
+    let new_job =
+        format!("INSERT INTO jobs (kind, status, run_at, lease_expires_at) VALUES ('x', '{job}', {at}, {at})");
+    match choices.below(18) {
+        0 => new_job,
+        1 => format!("{new_job}, ('y', '{job}', {at}, {at}), ('z', 'pending', NULL, NULL)"),
+        2 => format!("UPDATE jobs SET status = '{job}', run_at = {at}, lease_expires_at = {at} WHERE id = {id}"),
+        3 => format!("UPDATE jobs SET status = '{job}', run_at = {at}, lease_expires_at = {at} WHERE id % 3 = {}", id % 3),
+        4 => format!("DELETE FROM jobs WHERE id = {id}"),
+        5 => format!("BEGIN; {new_job}; UPDATE jobs SET status = 'completed'; ROLLBACK"),
+        6 | 7 => format!(
+            "INSERT INTO clips (title, media_uri, visual_score, status, campaign_id, created_at)
+             VALUES ('a', 'b', {score}, '{clip}', {of_campaign}, {created}), ('c', 'd', 100 - {score}, 'ready', NULL, {at})"
+        ),
+        8 => format!("UPDATE clips SET visual_score = {score}, status = '{clip}' WHERE id % 4 = {}", id % 4),
+        9 => format!("UPDATE clips SET campaign_id = {of_campaign}, created_at = {created} WHERE id = {id}"),
+        10 => format!("DELETE FROM clips WHERE id = {id}"),
+        11 => format!("INSERT INTO campaigns (name, status, budget_cents) VALUES ('c', '{campaign}', {budget})"),
+        12 => format!("UPDATE campaigns SET status = '{campaign}', budget_cents = {budget} WHERE id = {}", id % 7),
+        13 => format!("DELETE FROM campaigns WHERE id = {}", id % 7),
+        14 | 15 => format!("INSERT INTO publish_logs (clip_id, platform, status, scheduled_at) VALUES ({id}, '{platform}', '{log}', {at})"),
+        16 => format!("UPDATE publish_logs SET status = '{log}', scheduled_at = {at} WHERE id = {id}"),
+        _ => format!("DELETE FROM publish_logs WHERE id = {id}"),
+    }
+}
+
+/// What the snapshot counts, beside what there is.
+async fn compare(world: &World, when: &str) {
+    let snapshot = world.snapshot().await;
+    let mut counts = BTreeMap::new();
+    for state in JOB_STATES.iter().filter(|state| **state != "cancelled") {
+        counts.insert(format!("/jobs/{state}"), format!("SELECT COUNT(*) FROM jobs WHERE status = '{state}'"));
+    }
+    for state in LOG_STATES.iter().filter(|state| **state != "cancelled") {
+        counts.insert(
+            format!("/publish_logs/{state}"),
+            format!("SELECT COUNT(*) FROM publish_logs WHERE status = '{state}'"),
+        );
+    }
+    let day_ago = world.ago(24 * 60);
+    for (pointer, query) in [
+        ("/campaigns/active", "SELECT COUNT(*) FROM campaigns WHERE status = 'active'".to_owned()),
+        (
+            "/campaigns/budget_total_cents",
+            "SELECT COALESCE(SUM(budget_cents), 0) FROM campaigns WHERE status = 'active'".to_owned(),
+        ),
+        ("/clips/recent_24h", format!("SELECT COUNT(*) FROM clips WHERE created_at > {day_ago}")),
+        (
+            "/clips/high_score_count",
+            "SELECT COUNT(*) FROM clips WHERE status = 'ready' AND visual_score > 80".to_owned(),
+        ),
+    ] {
+        counts.insert(pointer.to_owned(), query);
+    }
+    for (pointer, query) in counts {
+        let seen = snapshot.pointer(&pointer).unwrap_or_else(|| panic!("{pointer} in {snapshot}"));
+        assert_eq!(seen, &json!(world.number(&query).await), "{pointer} {when}");
+    }
+    let mean = world.text(&format!("SELECT AVG(visual_score) FROM clips WHERE created_at > {day_ago}")).await;
+    match (mean.parse::<f64>(), snapshot["clips"]["avg_visual_score"].as_f64()) {
+        (Ok(mean), Some(seen)) => assert!((mean - seen).abs() < 0.001, "mean {mean}, seen {seen}, {when}"),
+        (mean, seen) => assert!(mean.is_err() && seen.is_none(), "mean {mean:?}, seen {seen:?}, {when}"),
+    }
+    for top in snapshot["campaigns"]["top"].as_array().expect("a list") {
+        let ready = world
+            .number(&format!("SELECT COUNT(*) FROM clips WHERE status = 'ready' AND campaign_id = {}", top["id"]))
+            .await;
+        assert_eq!(top["ready_clips"], ready, "campaign {} {when}", top["id"]);
+    }
+}
+
+on_both! {
+    async fn the_least_that_another_program_must_write_is_enough(world) {
+        world.sql("INSERT INTO jobs (kind) VALUES ('render')").await;
+        world.sql("INSERT INTO campaigns (name, budget_cents) VALUES ('spring', 12345)").await;
+        world.sql("INSERT INTO clips (title, media_uri, visual_score) VALUES ('a clip', 's3://clips/1.mp4', 72.5)").await;
+        world.sql("INSERT INTO publish_logs (clip_id, platform) VALUES (1, 'tiktok')").await;
+        world.start_still().await;
+        assert_eq!(world.text("SELECT status || queue || CAST(priority AS TEXT) || CAST(attempt AS TEXT) || CAST(max_attempts AS TEXT) FROM jobs").await, "pendingdefault003");
+        let campaign = world.get("/v1/campaigns/1").await.1;
+        assert_eq!((&campaign["status"], &campaign["spent_cents"], &campaign["priority"]), (&json!("draft"), &json!(0), &json!(0)));
+        let clip = world.get("/v1/clips/1").await.1;
+        assert_eq!((&clip["status"], &clip["campaign_id"], &clip["visual_score"]), (&json!("scheduled"), &Value::Null, &json!(72.5)));
+        let log = world.get("/v1/publish-logs/1").await.1;
+        assert_eq!((&log["status"], &log["retry_count"], &log["max_retries"]), (&json!("pending"), &json!(0), &json!(3)));
+        assert_eq!((&log["scheduled_at"], &log["published_at"]), (&Value::Null, &Value::Null));
+        let snapshot = world.snapshot().await;
+        assert_eq!((&snapshot["jobs"]["pending"], &snapshot["publish_logs"]["pending"]), (&json!(1), &json!(1)));
+        assert_eq!(snapshot["system"]["unobserved"], json!([]));
+    }
+
+    async fn the_database_refuses_what_would_break_the_service(world) {
+        world.sql("INSERT INTO campaigns (name, budget_cents) VALUES ('spring', 0)").await;
+        world.sql("INSERT INTO clips (title, media_uri, visual_score) VALUES ('a clip', 's3://clips/1.mp4', 100), ('b', 'c', 0)").await;
+        world.sql("INSERT INTO publish_logs (clip_id, platform) VALUES (1, 'tiktok')").await;
+        world.sql("INSERT INTO jobs (kind, idempotency_key) VALUES ('render', 'once')").await;
+        let nul = if world.is_sqlite() { "'a' || char(0) || 'b'" } else { "'a' || chr(0) || 'b'" };
+        let mut bad = vec![
+            "INSERT INTO jobs (kind) VALUES (NULL)".to_owned(),
+            "INSERT INTO jobs (kind) VALUES ('')".to_owned(),
+            "INSERT INTO jobs (kind, status) VALUES ('x', 'done')".to_owned(),
+            "INSERT INTO jobs (kind, status) VALUES ('x', 'waiting')".to_owned(),
+            "INSERT INTO jobs (kind, status) VALUES ('x', 'retry')".to_owned(),
+            "INSERT INTO jobs (kind, status) VALUES ('x', 'processing')".to_owned(),
+            "INSERT INTO jobs (kind, priority) VALUES ('x', 1001)".to_owned(),
+            "INSERT INTO jobs (kind, max_attempts) VALUES ('x', 0)".to_owned(),
+            "INSERT INTO jobs (kind, attempt) VALUES ('x', -1)".to_owned(),
+            "INSERT INTO jobs (kind, input) VALUES ('x', '{\"a\":')".to_owned(),
+            "INSERT INTO jobs (kind, result) VALUES ('x', 'nonsense')".to_owned(),
+            "INSERT INTO jobs (kind, idempotency_key) VALUES ('x', 'once')".to_owned(),
+            "INSERT INTO jobs (kind, created_at) VALUES ('x', 'nonsense')".to_owned(),
+            "INSERT INTO jobs (kind, created_at) VALUES ('x', NULL)".to_owned(),
+            "UPDATE jobs SET status = 'done'".to_owned(),
+            "INSERT INTO campaigns (name, budget_cents) VALUES ('x', -1)".to_owned(),
+            "INSERT INTO campaigns (name, budget_cents) VALUES ('', 1)".to_owned(),
+            "INSERT INTO campaigns (name) VALUES ('x')".to_owned(),
+            "INSERT INTO campaigns (name, budget_cents, spent_cents) VALUES ('x', 1, -1)".to_owned(),
+            "INSERT INTO campaigns (name, budget_cents, status) VALUES ('x', 1, 'on')".to_owned(),
+            "INSERT INTO campaigns (name, budget_cents) VALUES ('x', 'much')".to_owned(),
+            "INSERT INTO campaigns (name, budget_cents, starts_at, ends_at) VALUES ('x', 1, '2026-11-20T12:00:00.000Z', '2026-11-20T12:00:00.000Z')".to_owned(),
+            "UPDATE campaigns SET budget_cents = -5".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score) VALUES ('x', 'y', 100.5)".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score) VALUES ('x', 'y', -0.5)".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score) VALUES ('x', 'y', 'good')".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score) VALUES ('x', 'y', NULL)".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score) VALUES ('', 'y', 1)".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score, status) VALUES ('x', 'y', 1, 'live')".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score, campaign_id) VALUES ('x', 'y', 1, 99)".to_owned(),
+            "INSERT INTO clips (title, media_uri, visual_score, duration_ms) VALUES ('x', 'y', 1, -1)".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform) VALUES (99, 'tiktok')".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform) VALUES (NULL, 'tiktok')".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform) VALUES (1, '')".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform) VALUES (1, 'tiktok')".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, status) VALUES (1, 'tiktok', 'published')".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, status) VALUES (2, 'tiktok', 'sent')".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, status) VALUES (2, 'tiktok', 'scheduled')".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, retry_count) VALUES (2, 'tiktok', -1)".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, max_retries) VALUES (2, 'tiktok', 101)".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, cost_cents) VALUES (2, 'tiktok', -1)".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, campaign_id) VALUES (2, 'tiktok', 99)".to_owned(),
+            "INSERT INTO publish_logs (clip_id, platform, idempotency_key) SELECT 2, 'tiktok', idempotency_key FROM publish_logs".to_owned(),
+            "DELETE FROM clips WHERE id = 1".to_owned(),
+            format!("INSERT INTO clips (title, media_uri, visual_score) VALUES ({nul}, 'y', 1)"),
+            format!("INSERT INTO campaigns (name, budget_cents) VALUES ({nul}, 1)"),
+            format!("INSERT INTO jobs (kind) VALUES ({nul})"),
+            format!("INSERT INTO publish_logs (clip_id, platform) VALUES (2, {nul})"),
+        ];
+        if world.is_sqlite() {
+            // What PostgreSQL's types refuse by themselves.
+            for at in ["'2026-11-20 12:00:00'", "'2026-11-20T12:00:00Z'", "'2026-11-20T12:00:00.000+00:00'", "'2026-13-01T00:00:00.000Z'", "'2026-11-20T25:00:00.000Z'", "5", "''"] {
+                bad.push(format!("INSERT INTO jobs (kind, run_at) VALUES ('x', {at})"));
+                bad.push(format!("INSERT INTO publish_logs (clip_id, platform, status, scheduled_at) VALUES (2, 'tiktok', 'scheduled', {at})"));
+                bad.push(format!("INSERT INTO clips (title, media_uri, visual_score, created_at) VALUES ('x', 'y', 1, {at})"));
+                bad.push(format!("INSERT INTO campaigns (name, budget_cents, ends_at) VALUES ('x', 1, {at})"));
+            }
+            for amount in ["1.5", "'12 dollars'", "x'00'"] {
+                bad.push(format!("INSERT INTO campaigns (name, budget_cents) VALUES ('x', {amount})"));
+                bad.push(format!("INSERT INTO campaigns (name, budget_cents, spent_cents) VALUES ('x', 1, {amount})"));
+                bad.push(format!("INSERT INTO publish_logs (clip_id, platform, cost_cents) VALUES (2, 'tiktok', {amount})"));
+                bad.push(format!("INSERT INTO publish_logs (clip_id, platform, retry_count) VALUES (2, 'tiktok', {amount})"));
+                bad.push(format!("INSERT INTO jobs (kind, attempt) VALUES ('x', {amount})"));
+                bad.push(format!("INSERT INTO jobs (kind, priority) VALUES ('x', {amount})"));
+                bad.push(format!("INSERT INTO clips (title, media_uri, visual_score, duration_ms) VALUES ('x', 'y', 1, {amount})"));
+            }
+            bad.push("INSERT INTO publish_logs (clip_id, platform, job_id) VALUES (2, 'tiktok', 'x')".to_owned());
+            bad.push("INSERT INTO clips (title, media_uri, visual_score) VALUES (x'ff', 'y', 1)".to_owned());
+        } else {
+            bad.push("INSERT INTO clips (title, media_uri, visual_score) VALUES ('x', 'y', 'NaN')".to_owned());
+            bad.push("INSERT INTO clips (title, media_uri, visual_score) VALUES ('x', 'y', 'Infinity')".to_owned());
+        }
+        let mut taken = Vec::new();
+        for statement in &bad {
+            if world.try_sql(statement).await {
+                taken.push(statement);
+            }
+        }
+        assert!(taken.is_empty(), "{taken:#?}");
+        // What is over makes room again.
+        world.sql("UPDATE publish_logs SET status = 'cancelled'").await;
+        world.sql("INSERT INTO publish_logs (clip_id, platform) VALUES (1, 'tiktok')").await;
+        world.sql("UPDATE jobs SET status = 'completed'").await;
+        world.sql("INSERT INTO jobs (kind, idempotency_key) VALUES ('render', 'once')").await;
+    }
+
+    async fn counts_stay_exact_whatever_other_programs_write(world) {
+        world.start_still().await;
+        let mut choices = Choices(0x5eed_0001);
+        let (mut done, mut refused) = (0, 0);
+        for step in 1..=500 {
+            let text = statement(&mut choices, &world);
+            if world.try_sql(&text).await {
+                done += 1;
+            } else {
+                refused += 1;
+            }
+            if step % 50 == 0 {
+                compare(&world, &format!("after {step} statements, the last one `{text}`")).await;
+            }
+        }
+        assert!(done > 200 && refused > 10, "{done} done, {refused} refused");
+        world.sql("DELETE FROM publish_logs; DELETE FROM clips; DELETE FROM jobs; DELETE FROM campaigns").await;
+        compare(&world, "with nothing left").await;
+    }
+
+    async fn counts_stay_exact_with_writers_beside_each_other(world) {
+        world.start_still().await;
+        let write = async |seed: u64| {
+            let mut choices = Choices(seed);
+            for _ in 0..250 {
+                world.try_sql(&statement(&mut choices, &world)).await;
+            }
+        };
+        let fold = async {
+            for _ in 0..40 {
+                showrunner::control::fold_tallies(&world.db).await.expect("a roll-up");
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(write(11), write(22), write(33), fold);
+        compare(&world, "with three writers").await;
+        let rows = world.number("SELECT COUNT(*) FROM tallies").await;
+        showrunner::control::fold_tallies(&world.db).await.expect("a roll-up");
+        compare(&world, "folded").await;
+        let folded = world.number("SELECT COUNT(*) FROM tallies").await;
+        assert!(world.is_sqlite() || rows < 500 || folded < rows, "{rows} rows, folded {folded}");
+    }
+}
