@@ -70,13 +70,15 @@ pub struct Runner {
     next_tick: Duration,
     /// When the lease was last known to be renewed, on the same time.
     renewed_at: Duration,
+    /// Whether a request may be taken that was never answered, because the database failed in between.
+    may_owe: bool,
 }
 
 impl Runner {
     /// A runner that has not looked yet.
     pub fn new(parts: RunnerParts) -> Self {
         let next_tick = parts.clock.elapsed();
-        Self { parts, on: false, next_tick, renewed_at: Duration::ZERO }
+        Self { parts, on: false, next_tick, renewed_at: Duration::ZERO, may_owe: false }
     }
 
     /// Runs until `stop`; a running cycle ends first, then the lease is given back.
@@ -100,7 +102,8 @@ impl Runner {
         self.resign().await;
     }
 
-    /// One look at lease, requests and switch, and at most one cycle; returns how long nothing needs to be looked at.
+    /// One look at lease, requests and switch, the cycle of a tick that is due, and that of one request; returns how
+    /// long nothing needs to be looked at.
     pub async fn step(&mut self) -> Duration {
         let (enabled, asked) = match self.look().await {
             Ok(found) => found,
@@ -111,16 +114,19 @@ impl Runner {
         };
         let leads = self.parts.lead.term().is_some();
         self.turn(enabled && leads && self.parts.mode == Mode::Serve);
-        let until_tick = self.next_tick.saturating_sub(self.parts.clock.elapsed());
-        // A tick that is due comes before requests, so that no flood of them holds the loop up.
-        if self.on && until_tick.is_zero() {
+        // The tick and one request in turn: neither a flood of requests nor slow cycles hold the other up.
+        let due = self.on && self.parts.clock.elapsed() >= self.next_tick;
+        if due {
             self.tick().await;
-            return Duration::ZERO;
         }
         if leads && asked {
             return self.answer_one().await;
         }
-        if self.on { until_tick.min(LOOK_EVERY) } else { LOOK_EVERY }
+        match (due, self.on) {
+            (true, _) => Duration::ZERO,
+            (false, true) => self.next_tick.saturating_sub(self.parts.clock.elapsed()).min(LOOK_EVERY),
+            (false, false) => LOOK_EVERY,
+        }
     }
 
     /// Gives the lease back, so that another instance can lead at once.
@@ -148,6 +154,12 @@ impl Runner {
 
     /// Whether the loop is switched on, and whether anybody asked for a cycle; takes or renews the lease on the way.
     async fn look(&mut self) -> Result<(bool, bool)> {
+        if self.may_owe && self.parts.lead.term().is_some() {
+            let mut tx = self.parts.db.begin().await?;
+            requests::reopen(&mut tx).await?;
+            tx.commit().await?;
+            self.may_owe = false;
+        }
         let asked = requests::any_open(&self.parts.db).await?;
         let wanted = self.parts.mode == Mode::Serve || asked;
         let elapsed = self.parts.clock.elapsed();
@@ -263,7 +275,8 @@ impl Runner {
             Ok::<_, crate::db::Error>(())
         };
         if let Err(cause) = answered.await {
-            tracing::warn!(%cause, "a request for a cycle could not be answered");
+            tracing::warn!(%cause, "a request for a cycle could not be answered; it is taken again");
+            self.may_owe = true;
             return LOOK_EVERY;
         }
         Duration::ZERO

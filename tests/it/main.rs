@@ -13,4 +13,5 @@ mod publications;
 mod restart;
 mod rows;
 mod rules;
+mod simulation;
 mod support;

@@ -39,7 +39,7 @@ on_both! {
         assert_eq!(first.end("TERM").await, Some(0));
         let second = Process::serve(world.url(), &on).await;
         assert!(!running(&second).await, "switched off is off");
-        let cycles = world.number("SELECT MAX(id) FROM cycles").await;
+        let cycles = world.number("SELECT COALESCE(MAX(id), 0) FROM cycles").await;
         second.poke("/orchestrator/enable").await;
         second.end("KILL").await;
         let third = Process::serve(world.url(), &off).await;
