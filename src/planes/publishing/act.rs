@@ -331,7 +331,7 @@ async fn clip_to_publish(tx: &mut Tx, clip_id: i64, now: Timestamp) -> Result<(C
 async fn within_budget(tx: &mut Tx, campaign: Option<&Campaign>, cost: i64) -> Result<Result<(), String>> {
     let Some(campaign) = campaign else { return Ok(Ok(())) };
     let reserved = store::reserved_cents(tx, campaign.id).await?;
-    let left = campaign.budget_cents - campaign.spent_cents - reserved;
+    let left = campaign.budget_cents.saturating_sub(campaign.spent_cents).saturating_sub(reserved);
     if cost > left || (campaign.budget_cents > 0 && left <= 0) {
         return Ok(Err(format!(
             "campaign {} has {left} of {} cents left; {} are spent, {reserved} reserved, and this publication costs {cost}",

@@ -109,3 +109,35 @@ async fn clips_show_the_best_and_the_worst() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn rows_of_other_programs_that_nobody_could_read_are_refused() {
+    in_each_world(settings(), async |world| {
+        let clip = world.clip(50.0).await;
+        for sql in [
+            "INSERT INTO campaigns (name, budget_cents) VALUES ('c', 9000000000000000000)".to_owned(),
+            "INSERT INTO campaigns (name, budget_cents) VALUES ('c', 'lots')".to_owned(),
+            "INSERT INTO jobs (kind, attempt) VALUES ('k', 9223372036854775807)".to_owned(),
+            "INSERT INTO jobs (kind, lease) VALUES ('k', 9223372036854775807)".to_owned(),
+            format!("INSERT INTO publish_logs (clip_id, platform, cost_cents) VALUES ({clip}, 'tiktok', 9000000000000000000)"),
+            format!("INSERT INTO publish_logs (clip_id, platform, retry_count) VALUES ({clip}, 'tiktok', 9223372036854775807)"),
+        ] {
+            let mut tx = world.begin().await;
+            let sql: &'static str = sql.leak();
+            assert!(tx.query(sql).execute().await.is_err(), "{sql}");
+        }
+        if world.db.dialect() == crate::db::Dialect::Sqlite {
+            // PostgreSQL has these rounded or refused by the columns' types.
+            for sql in [
+                "INSERT INTO campaigns (name, budget_cents) VALUES ('c', 10.5)",
+                "INSERT INTO clips (title, media_uri, visual_score, priority) VALUES ('c', 'u', 5, 1.5)",
+                "INSERT INTO clips (title, media_uri, visual_score) VALUES (x'ff', 'u', 5)",
+                "UPDATE clips SET duration_ms = 'long'",
+                "INSERT INTO jobs (kind, error) VALUES ('k', x'ff')",
+            ] {
+                assert!(world.begin().await.query(sql).execute().await.is_err(), "{sql}");
+            }
+        }
+    })
+    .await;
+}
