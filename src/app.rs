@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
 use crate::config::Config;
-use crate::control::decider::RuleBook;
+use crate::control::cycles;
+use crate::control::decider::{RuleBook, RuleSet};
 use crate::control::orchestrator::Orchestrator;
 use crate::control::{CycleRunner, Executor, Lead, Monitor, Runner, RunnerParts, Upkeep, initialise_switch};
 use crate::db::{Db, Options};
@@ -116,10 +117,7 @@ impl App {
         let interval = Duration::from_secs(config.orchestrator.interval_seconds);
         let publishing = Publishing::new(config.publishing.clone(), db.clone(), clock.clone(), random.clone())
             .map_err(StartError::Refused)?;
-        let rules = Arc::new(match &config.rules_dir {
-            Some(folder) => RuleBook::folder(folder),
-            None => RuleBook::built_in(),
-        });
+        let rules = Arc::new(open_rules(&config, &db).await?);
         let publishing = Arc::new(publishing);
         let monitor = Monitor::new(db.clone(), publishing.clone());
         let orchestrator =
@@ -234,4 +232,17 @@ impl App {
 async fn bind(config: &Config) -> Result<TcpListener, StartError> {
     let address = SocketAddr::new(config.host, config.port);
     TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })
+}
+
+/// The rules' folder. Where it is bad at the start, the rules of the last cycle stay in force.
+async fn open_rules(config: &Config, db: &Db) -> Result<RuleBook, StartError> {
+    let Some(folder) = &config.rules_dir else { return Ok(RuleBook::built_in()) };
+    let book = RuleBook::folder(folder);
+    if !book.status().rejected_because.is_empty()
+        && let Some(sources) = cycles::last_rule_sources(db).await?
+        && let Ok(set) = RuleSet::load(&sources)
+    {
+        book.fall_back_to(set);
+    }
+    Ok(book)
 }

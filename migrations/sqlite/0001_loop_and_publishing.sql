@@ -190,7 +190,7 @@ CREATE TABLE rule_sets (
 -- One row a cycle. `snapshot` is whole where base_id is null, else only the fields that differ from that cycle's.
 CREATE TABLE cycles (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    trigger_kind TEXT NOT NULL CHECK (trigger_kind IN ('loop', 'manual')),
+    trigger TEXT NOT NULL CHECK (trigger IN ('loop', 'manual')),
     status TEXT NOT NULL CHECK (status IN ('running', 'completed', 'idle', 'error')),
     term INTEGER NOT NULL,
     instance TEXT NOT NULL,
@@ -363,6 +363,31 @@ CREATE TRIGGER clips_follow_publication AFTER UPDATE OF status ON publish_logs W
         AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE clip_id = NEW.clip_id AND status <> 'cancelled');
     UPDATE clips SET status = 'scheduled'
         WHERE id = NEW.clip_id AND NEW.status <> 'cancelled' AND status = 'ready';
+END;
+
+-- INSERT OR REPLACE deletes without firing a delete trigger: it would falsify the tallies and forget what is out. It is
+-- refused as the conflict that it is; so is INSERT OR IGNORE, for a trigger cannot tell them apart.
+CREATE TRIGGER campaigns_are_not_replaced BEFORE INSERT ON campaigns
+WHEN EXISTS (SELECT 1 FROM campaigns WHERE id = NEW.id) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: campaigns.id (change the row by UPDATE)');
+END;
+CREATE TRIGGER clips_are_not_replaced BEFORE INSERT ON clips
+WHEN EXISTS (SELECT 1 FROM clips WHERE id = NEW.id) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: clips.id (change the row by UPDATE)');
+END;
+CREATE TRIGGER jobs_are_not_replaced BEFORE INSERT ON jobs
+WHEN EXISTS (SELECT 1 FROM jobs WHERE id = NEW.id) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: jobs.id (change the row by UPDATE)');
+END;
+CREATE TRIGGER publish_logs_are_not_replaced BEFORE INSERT ON publish_logs
+WHEN EXISTS (SELECT 1 FROM publish_logs WHERE id = NEW.id OR idempotency_key = NEW.idempotency_key) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: publish_logs.id or idempotency_key (change the row by UPDATE)');
+END;
+CREATE TRIGGER publish_logs_live_are_not_replaced BEFORE INSERT ON publish_logs
+WHEN NEW.status NOT IN ('failed', 'cancelled') AND EXISTS (
+    SELECT 1 FROM publish_logs
+    WHERE clip_id = NEW.clip_id AND platform = NEW.platform AND status NOT IN ('failed', 'cancelled')) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: publish_logs.clip_id, publish_logs.platform (the clip has a publication there)');
 END;
 
 CREATE TRIGGER ledger_entries_are_not_changed BEFORE UPDATE ON ledger_entries BEGIN

@@ -190,8 +190,10 @@ pub struct Sandbox {
 #[serde(default, deny_unknown_fields)]
 pub struct Webhook {
     /// Where publications are posted, e.g. `https://publisher.example/publish`.
+    #[serde(serialize_with = "without_secrets")]
     pub url: String,
     /// Where their state is asked, with `{key}` in place of the idempotency key.
+    #[serde(serialize_with = "without_secrets")]
     pub status_url: String,
     /// The signing secret, `whsec_…` (base64).
     #[serde(serialize_with = "redacted")]
@@ -401,6 +403,18 @@ fn redacted<S: Serializer>(_: &SecretString, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_str("[hidden]")
 }
 
+/// Shows a receiver's URL with its password and its parameters' values hidden: any of them may be a token.
+fn without_secrets<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let (place, parameters) = url.split_once('?').map_or((url, ""), |(place, rest)| (place, rest));
+    let shown = parameters.split('&').filter(|parameter| !parameter.is_empty()).map(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if value == "{key}" { parameter.to_owned() } else { format!("{name}=[hidden]") }
+    });
+    let shown = shown.collect::<Vec<_>>().join("&");
+    let question = if shown.is_empty() { "" } else { "?" };
+    serializer.serialize_str(&format!("{}{question}{shown}", hide_password(place)))
+}
+
 /// Shows a database URL with its password hidden.
 fn without_password<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&hide_password(url))
@@ -425,6 +439,14 @@ pub fn hide_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::hide_password;
+
+    #[test]
+    fn no_secret_of_a_receivers_url_is_shown() {
+        let url = "http://ann:secret@host/x?token=secret&id={key}".to_owned();
+        let shown = serde_json::to_string(&super::Webhook { url, ..super::Webhook::default() }).expect("JSON");
+        assert!(shown.contains("http://ann:[hidden]@host/x?token=[hidden]&id={key}"), "{shown}");
+        assert!(!shown.contains("secret@") && !shown.contains("=secret"), "{shown}");
+    }
 
     #[test]
     fn no_password_of_a_database_url_is_shown() {

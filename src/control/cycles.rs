@@ -42,7 +42,6 @@ impl Trigger {
 pub struct CycleRow {
     pub id: i64,
     /// `loop` or `manual`.
-    #[sqlx(rename = "trigger_kind")]
     pub trigger: String,
     /// `running`, `completed`, `idle` or `error`.
     pub status: String,
@@ -75,7 +74,7 @@ pub struct CycleRow {
 /// The columns of a [`CycleRow`], for a SELECT.
 macro_rules! columns {
     () => {
-        "id, trigger_kind, status, term, instance, rules_hash, engine_version, started_at, finished_at, observe_us,
+        "id, trigger, status, term, instance, rules_hash, engine_version, started_at, finished_at, observe_us,
          decide_us, execute_us, skipped_ticks, health_score, health_status, actions, succeeded, failed, error, base_id,
          CAST(snapshot AS TEXT) AS snapshot, CAST(decision AS TEXT) AS decision, CAST(result AS TEXT) AS result"
     };
@@ -202,7 +201,7 @@ fn restore(mut base: Value, changes: &Value) -> Value {
 pub async fn insert(tx: &mut Tx, cycle: &NewCycle<'_>) -> Result<i64> {
     let (id,): (i64,) = tx
         .query(sql!(
-            "INSERT INTO cycles (trigger_kind, status, term, instance, rules_hash, engine_version, started_at,
+            "INSERT INTO cycles (trigger, status, term, instance, rules_hash, engine_version, started_at,
                  finished_at, observe_us, decide_us, skipped_ticks, health_score, health_status, actions, base_id,
                  snapshot, decision, error)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, "
@@ -292,12 +291,12 @@ pub struct Filter {
 /// Reads up to `limit` cycles, newest first, without their snapshots.
 pub async fn list(db: &Db, filter: &Filter, limit: i64) -> Result<Vec<CycleRow>> {
     db.query(sql!(
-        "SELECT id, trigger_kind, status, term, instance, rules_hash, engine_version, started_at, finished_at,
+        "SELECT id, trigger, status, term, instance, rules_hash, engine_version, started_at, finished_at,
              observe_us, decide_us, execute_us, skipped_ticks, health_score, health_status, actions, succeeded, failed,
              error, base_id, CAST(NULL AS TEXT) AS snapshot, CAST(decision AS TEXT) AS decision,
              CAST(result AS TEXT) AS result
          FROM cycles
-         WHERE id < $1 AND (CAST($2 AS TEXT) IS NULL OR status = $2) AND (CAST($3 AS TEXT) IS NULL OR trigger_kind = $3)
+         WHERE id < $1 AND (CAST($2 AS TEXT) IS NULL OR status = $2) AND (CAST($3 AS TEXT) IS NULL OR trigger = $3)
            AND ($4 = 0 OR status <> 'idle')
            AND (" { sqlite: "$5 IS NULL", postgres: "CAST($5 AS TIMESTAMPTZ) IS NULL" } " OR started_at >= $5)
          ORDER BY id DESC LIMIT $6"
@@ -336,6 +335,15 @@ pub async fn rule_sources(db: &Db, hash: &str) -> Result<Option<BTreeMap<String,
     let found: Option<(Json<BTreeMap<String, String>>,)> =
         db.query("SELECT sources FROM rule_sets WHERE hash = $1").bind(hash.to_owned()).optional().await?;
     Ok(found.map(|(sources,)| sources.0))
+}
+
+/// The files of the rules that the last cycle ran under.
+pub async fn last_rule_sources(db: &Db) -> Result<Option<BTreeMap<String, String>>> {
+    let last: Option<(String,)> = db.query("SELECT rules_hash FROM cycles ORDER BY id DESC LIMIT 1").optional().await?;
+    match last {
+        Some((hash,)) => rule_sources(db, &hash).await,
+        None => Ok(None),
+    }
 }
 
 /// Takes away idle cycles that began before `idle_before` and all that began before `all_before`, up to [`BATCH`] of

@@ -78,7 +78,7 @@ async fn retention_takes_idle_cycles_first_and_leaves_the_snapshots_that_others_
         .chain([(1_500, "completed", None, 10), (1_501, "idle", None, 19)])
     {
         tx.query(
-            "INSERT INTO cycles (id, trigger_kind, status, term, instance, rules_hash, engine_version, started_at,
+            "INSERT INTO cycles (id, trigger, status, term, instance, rules_hash, engine_version, started_at,
                  health_status, base_id) VALUES ($1, 'loop', $2, 1, 'a', 'h', '1', $3, 'healthy', $4)",
         )
         .bind(id)

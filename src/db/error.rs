@@ -34,6 +34,10 @@ impl From<sqlx::Error> for Error {
                 ErrorKind::ForeignKeyViolation | ErrorKind::NotNullViolation | ErrorKind::CheckViolation => {
                     Self::Refused(cause.message().to_owned())
                 }
+                // Said by a trigger of ours, in SQLite's own words.
+                _ if cause.message().starts_with("UNIQUE constraint failed") => {
+                    Self::Unique(cause.message().to_owned())
+                }
                 _ if is_unavailable(cause.code().as_deref()) => Self::Unavailable(cause.message().to_owned()),
                 _ => Self::Other(error),
             },

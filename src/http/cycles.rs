@@ -192,7 +192,7 @@ pub mod tests {
         let mut tx = db.begin().await.expect("begin");
         let at: Timestamp = started_at.parse().expect("time");
         tx.query(sql!(
-            "INSERT INTO cycles (id, trigger_kind, status, term, instance, rules_hash, engine_version, started_at,
+            "INSERT INTO cycles (id, trigger, status, term, instance, rules_hash, engine_version, started_at,
                  finished_at, health_score, health_status, snapshot)
              VALUES ($1, 'loop', 'idle', 1, 'a', 'h', '1', $2, $2, $3, 'healthy', " 
              { sqlite: "$4", postgres: "CAST($4 AS JSON)" } ")"

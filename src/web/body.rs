@@ -65,6 +65,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             return Err(Problem::invalid(vec![FieldError { field, message }]));
         }
     }
+    // Every body is an object; serde would also take the fields' values in a row, which nobody means.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        let message = "is a list; send an object with named fields".to_owned();
+        return Err(Problem::invalid(vec![FieldError { field: "body".to_owned(), message }]));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

@@ -78,7 +78,7 @@ on_both! {
         second.poke("/orchestrator/disable").await;
         let result = &second.poke("/orchestrator/run-once").await["result"];
         let cycle = result["cycle_id"].as_i64().expect("a cycle");
-        let row = format!("SELECT instance FROM cycles WHERE id = {cycle} AND trigger_kind = 'manual' AND term = 1");
+        let row = format!("SELECT instance FROM cycles WHERE id = {cycle} AND trigger = 'manual' AND term = 1");
         assert_eq!(world.text(&row).await, first.instance().await);
     }
 

@@ -332,7 +332,7 @@ on_both! {
         let actor = async |event: &str| world.text(&format!("SELECT MIN(actor) || ' ' || CAST(COUNT(*) AS TEXT) FROM ledger_entries WHERE event_type = '{event}'")).await;
         assert_eq!(actor("orchestrator.enabled").await, "operator:ada 1", "a second enable changes nothing");
         assert_eq!(actor("orchestrator.disabled").await, "operator:ada 1");
-        let asked = "SELECT COUNT(*) FROM ledger_entries JOIN cycles ON cycles.id = cycle_id WHERE trigger_kind = 'manual' AND CAST(payload AS TEXT) LIKE '%operator:ada%'";
+        let asked = "SELECT COUNT(*) FROM ledger_entries JOIN cycles ON cycles.id = cycle_id WHERE trigger = 'manual' AND CAST(payload AS TEXT) LIKE '%operator:ada%'";
         assert!(world.number(asked).await > 0, "who asked for the cycle is in the ledger");
         let http = http.get(format!("http://{address}/v1/ledger?actor=operator:ada")).bearer_auth(token);
         let page: Value = serde_json::from_str(&http.send().await.expect("an answer").text().await.expect("a body")).expect("JSON");

@@ -80,6 +80,13 @@ impl RuleBook {
         book
     }
 
+    /// Puts `set` in force where the folder was bad from the start: rather the last good set than the built-in one.
+    pub fn fall_back_to(&self, set: RuleSet) {
+        if self.state().rejected.is_some() {
+            self.current.store(Arc::new(set));
+        }
+    }
+
     /// The set in force.
     pub fn current(&self) -> Arc<RuleSet> {
         self.current.load_full()

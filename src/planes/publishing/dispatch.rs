@@ -37,6 +37,9 @@ pub struct Dispatched {
     pub more: bool,
 }
 
+/// What is due is no low-priority work: a rebalance puts it off as little as it hurries it.
+const DUE_PRIORITY: i64 = 10;
+
 /// Hands due publications to the queue.
 pub struct Dispatcher {
     publishing: Arc<Publishing>,
@@ -92,7 +95,7 @@ impl Dispatcher {
                 }
                 continue;
             }
-            let job_id = enqueue_publish(&mut tx, log, log.priority).await?;
+            let job_id = enqueue_publish(&mut tx, log, (log.priority + DUE_PRIORITY).min(1_000)).await?;
             if store::hand_over(&mut tx, log, job_id).await? {
                 done.handed_over += 1;
             }

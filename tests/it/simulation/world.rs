@@ -147,6 +147,8 @@ impl World {
         let score = self.random.between(0, 1000) as f64 / 10.0;
         let platform = ["instagram", "tiktok", "youtube", "nowhere"][self.random.between(0, 3) as usize];
         let random_clip = format!("(SELECT MIN(id) + {} FROM clips)", self.random.between(0, 20));
+        let unused =
+            format!("NOT EXISTS (SELECT 1 FROM publish_logs WHERE clip_id = clips.id AND platform = '{platform}')");
         let minutes = self.random.between(0, 240);
         let (earlier, later) =
             (now.before(Duration::from_secs(minutes * 60)), now.after(Duration::from_secs(minutes * 60)));
@@ -164,13 +166,13 @@ impl World {
                 "INSERT INTO jobs (kind, created_at, updated_at) VALUES ('render', '{earlier}', '{now}'), ('render', '{now}', '{now}'), ('render', '{now}', '{now}')"
             ),
             5 => format!(
-                "INSERT OR IGNORE INTO publish_logs (clip_id, platform, status, scheduled_at, created_at, updated_at)
-                 SELECT id, '{platform}', 'scheduled', '{}', '{now}', '{now}' FROM clips WHERE id = {random_clip}",
+                "INSERT INTO publish_logs (clip_id, platform, status, scheduled_at, created_at, updated_at)
+                 SELECT id, '{platform}', 'scheduled', '{}', '{now}', '{now}' FROM clips WHERE id = {random_clip} AND {unused}",
                 if self.random.between(0, 1) == 0 { earlier } else { later }
             ),
             _ => format!(
-                "INSERT OR IGNORE INTO publish_logs (clip_id, platform, created_at, updated_at)
-                 SELECT id, '{platform}', '{earlier}', '{now}' FROM clips WHERE id = {random_clip}"
+                "INSERT INTO publish_logs (clip_id, platform, created_at, updated_at)
+                 SELECT id, '{platform}', '{earlier}', '{now}' FROM clips WHERE id = {random_clip} AND {unused}"
             ),
         };
         self.sql(&text).await;
