@@ -343,6 +343,12 @@ impl CycleRunner {
         entries
     }
 
+    /// Remembers a cycle that could neither run nor be written down; the next one that can be written tells of it.
+    pub fn missed(&mut self, at: Timestamp, error: String) {
+        let (count, since, first) = self.unrecorded.take().unwrap_or((0, at, error));
+        self.unrecorded = Some((count + 1, since, first));
+    }
+
     /// What could not be written down while the database was away.
     fn recount_unrecorded(&self) -> Option<Entry> {
         let (count, since, error) = self.unrecorded.as_ref()?;
@@ -367,8 +373,7 @@ impl CycleRunner {
             Ok::<_, CycleError>(tx.commit().await?)
         };
         if recorded.await.is_err() {
-            let (count, since, first) = self.unrecorded.take().unwrap_or((0, at, error));
-            self.unrecorded = Some((count + 1, since, first));
+            self.missed(at, error);
         }
     }
 

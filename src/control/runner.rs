@@ -18,7 +18,7 @@ use super::cycles::{self, Trigger};
 use super::{leader, requests, switch};
 use crate::actor::Actor;
 use crate::clock::SharedClock;
-use crate::db::{Db, Result, Topic};
+use crate::db::{Db, Result, Timestamp, Topic};
 use crate::ledger::{self, Entry, Severity};
 
 /// Between looks at lease, switch and requests when nothing wakes the runner.
@@ -109,6 +109,11 @@ impl Runner {
             Ok(found) => found,
             Err(cause) => {
                 tracing::warn!(%cause, "the loop cannot see its switch and lease");
+                if self.on && self.parts.clock.elapsed() >= self.next_tick {
+                    self.next_tick += self.parts.interval;
+                    let at = Timestamp::new(self.parts.clock.now());
+                    self.parts.cycle.missed(at, cause.to_string());
+                }
                 return LOOK_EVERY;
             }
         };

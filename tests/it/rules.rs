@@ -171,6 +171,20 @@ on_both! {
         assert_eq!(world.ledger("orchestrator.rules_rejected").await.len(), 1);
     }
 
+    async fn a_restart_on_a_folder_that_went_bad_goes_on_with_the_last_good_rules(world) {
+        world.rules("story.rhai", ORDER);
+        world.start_still().await;
+        world.pending_jobs(3, 1).await;
+        let before = world.run_once().await["cycle_id"].clone();
+        world.stop().await;
+        world.rules("story.rhai", "rule \"x\" priority");
+        world.start_still().await;
+        let after = world.run_once().await["cycle_id"].clone();
+        let rules = async |world: &World, id: &Value| world.text(&format!("SELECT rules_hash FROM cycles WHERE id = {id}")).await;
+        assert_eq!(rules(&world, &after).await, rules(&world, &before).await);
+        assert_eq!(world.ledger("orchestrator.rules_rejected").await.len(), 1);
+    }
+
     async fn a_rule_that_loops_for_ever_is_skipped_and_the_others_act(world) {
         // It ends on the example platforms of the load, and not on this one.
         let spin = "fn spin(n) { while n == 3 { } n > 100 }\n";
