@@ -37,8 +37,11 @@ pub struct Dispatched {
     pub more: bool,
 }
 
-/// What is due is no low-priority work: a rebalance puts it off as little as it hurries it.
-const DUE_PRIORITY: i64 = 10;
+/// The priority of a publication's job. What is due is no low-priority work: a rebalance of the queue must not put it
+/// off, so it stands above the jobs that say nothing of their priority.
+pub(super) fn job_priority(log_priority: i64) -> i64 {
+    (log_priority + 10).min(1_000)
+}
 
 /// Hands due publications to the queue.
 pub struct Dispatcher {
@@ -95,7 +98,7 @@ impl Dispatcher {
                 }
                 continue;
             }
-            let job_id = enqueue_publish(&mut tx, log, (log.priority + DUE_PRIORITY).min(1_000)).await?;
+            let job_id = enqueue_publish(&mut tx, log, job_priority(log.priority)).await?;
             if store::hand_over(&mut tx, log, job_id).await? {
                 done.handed_over += 1;
             }

@@ -14,7 +14,7 @@ use super::{Change, Checks, PRIORITIES, Stop, refused};
 use crate::actor::Caller;
 use crate::db::{Timestamp, Topic};
 use crate::planes::publishing::act;
-use crate::planes::publishing::{PublishLog, Publishing, Status, store};
+use crate::planes::publishing::{PublishLog, Publishing, Status, dispatch, store};
 use crate::problem::Problem;
 use crate::web::{Body, Cursor, IdempotencyKey, Limit, Page, Params, Path};
 
@@ -172,7 +172,7 @@ pub(super) async fn change(
     };
     let after = store::edit_log(&mut change.tx, id, patch.scheduled_at, patch.priority, patch.max_retries).await?;
     if let (Status::Pending, Some(priority), Some(job_id)) = (after.status, patch.priority, after.job_id) {
-        store::raise_job_priority(&mut change.tx, job_id, priority).await?;
+        store::raise_job_priority(&mut change.tx, job_id, dispatch::job_priority(priority)).await?;
     }
     let payload = json!({ "from": before.status, "was_scheduled_at": before.scheduled_at, "change": patch });
     let response = change.commit(event, before.subject(), payload, StatusCode::OK, location, &after).await?;

