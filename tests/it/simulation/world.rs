@@ -20,8 +20,8 @@ const INSTANCES: usize = 3;
 /// A place for an instance.
 enum Place {
     Up(Box<Instance>),
-    /// It stands still in the middle of something.
-    Stalled(Operation<Instance>, Arc<SimFaults>),
+    /// It stands still in the middle of something, until it has been passed by so many times.
+    Stalled(Operation<Instance>, Arc<SimFaults>, u64),
     Down,
 }
 
@@ -197,7 +197,7 @@ impl World {
             0..5 => Some(Fault::Fails),
             5..9 => Some(Fault::AnswerLost),
             9..13 => Some(Fault::Crashes),
-            13..16 => Some(Fault::Stalls),
+            13..19 => Some(Fault::Stalls),
             _ => None,
         };
         let fault = fault.map(|fault| (self.random.between(1, 40) as u32, fault));
@@ -213,7 +213,11 @@ impl World {
                 self.places[place] = Place::Up(Box::new(instance));
                 return;
             }
-            Place::Stalled(operation, faults) => {
+            Place::Stalled(operation, faults, passes) if passes > 0 => {
+                self.places[place] = Place::Stalled(operation, faults, passes - 1);
+                return;
+            }
+            Place::Stalled(operation, faults, _) => {
                 faults.go_on();
                 (operation, faults)
             }
@@ -228,7 +232,8 @@ impl World {
         };
         self.places[place] = match drive(operation, &self.clock, &faults).await {
             Progress::Done(instance) => Place::Up(Box::new(instance)),
-            Progress::Stalled(operation) => Place::Stalled(operation, faults),
+            // Long enough, often, for its lease to lapse and another instance to lead.
+            Progress::Stalled(operation) => Place::Stalled(operation, faults, self.random.between(0, 12)),
             Progress::Crashed => Place::Down,
         };
     }
