@@ -79,13 +79,34 @@ async fn open_sqlite(options: &Options) -> Result<Pools> {
         // A connection of an in-memory database that is closed takes the database with it.
         SqlitePoolOptions::new().max_connections(connections).min_connections(1).idle_timeout(None).max_lifetime(None)
     };
-    let write = pool(1).connect_with(connect.clone()).await.map_err(|cause| cannot_open(&options.url, cause))?;
+    let write = connect_patiently(pool(1), &connect).await.map_err(|cause| cannot_open(&options.url, cause))?;
     let read = if in_memory {
         write.clone()
     } else {
-        pool(options.max_connections).connect_with(connect.read_only(true).create_if_missing(false)).await?
+        let connect = connect.read_only(true).create_if_missing(false);
+        connect_patiently(pool(options.max_connections), &connect)
+            .await
+            .map_err(|cause| cannot_open(&options.url, cause))?
     };
     Ok(Pools::Sqlite { read, write })
+}
+
+/// Opens a SQLite file, also while another process makes it: the switch to the write-ahead log does not wait for a
+/// lock by itself.
+async fn connect_patiently(pool: SqlitePoolOptions, connect: &SqliteConnectOptions) -> sqlx::Result<SqlitePool> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    for _ in 0..LOCK_PATIENCE.as_millis() / PAUSE.as_millis() {
+        match pool.clone().connect_with(connect.clone()).await {
+            Err(sqlx::Error::Database(cause)) if is_locked(cause.code().as_deref()) => tokio::time::sleep(PAUSE).await,
+            other => return other,
+        }
+    }
+    pool.connect_with(connect.clone()).await
+}
+
+/// SQLITE_BUSY, and SQLITE_BUSY_SNAPSHOT.
+fn is_locked(code: Option<&str>) -> bool {
+    matches!(code, Some("5" | "517"))
 }
 
 async fn open_postgres(options: &Options) -> Result<PgPool> {
@@ -134,7 +155,7 @@ pub(super) async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'s
             Err(sqlx::Error::InvalidSavePointStatement | sqlx::Error::BeginFailed) => {
                 write.acquire().await?.detach().close_hard().await?;
             }
-            Err(sqlx::Error::Database(cause)) if cause.code().is_some_and(|code| code == "5" || code == "517") => {
+            Err(sqlx::Error::Database(cause)) if is_locked(cause.code().as_deref()) => {
                 tracing::warn!("another process holds the database's write lock; waiting for it");
             }
             other => return Ok(other?),
