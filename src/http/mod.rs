@@ -40,6 +40,7 @@ use utoipa_axum::routes;
 
 pub use serve::serve;
 
+use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::control::orchestrator::Orchestrator;
 use crate::dashboard;
@@ -79,7 +80,7 @@ pub fn router(state: AppState, planes: OpenApiRouter<AppState>) -> Router {
         .layer(from_fn_with_state(guard, auth::check_loopback))
         .layer(from_fn_with_state(limiter, rate::limit))
         .layer(CatchPanicLayer::custom(outer::panicked))
-        .layer(from_fn_with_state(state.random, outer::accompany))
+        .layer(from_fn_with_state((state.random, SystemClock::shared()), outer::accompany))
 }
 
 /// Every route that the document shows: the open ones, and behind the guard all others.

@@ -7,9 +7,9 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::clock::SharedClock;
 use crate::problem::Problem;
 use crate::random::Random;
 use crate::web;
@@ -33,7 +33,12 @@ const HEADERS: [(HeaderName, &str); 5] = [
 ];
 
 /// Gives the request its id, log span and metrics, and the answer its headers.
-pub async fn accompany(State(random): State<Random>, mut request: Request, next: Next) -> Response {
+/// The clock is the machine's: a request lasts as long as its client waits.
+pub async fn accompany(
+    State((random, clock)): State<(Random, SharedClock)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let id = request.headers().get(REQUEST_ID).filter(|id| is_taken(id)).cloned();
     let id = id.unwrap_or_else(|| HeaderValue::try_from(random.token()).expect("hexadecimal digits are a header"));
     request.headers_mut().insert(REQUEST_ID, id.clone());
@@ -42,9 +47,9 @@ pub async fn accompany(State(random): State<Random>, mut request: Request, next:
     let request_id = id.to_str().unwrap_or_default();
     let span = tracing::info_span!("request", id = request_id, method, path = request.uri().path());
 
-    let began = Instant::now();
+    let began = clock.elapsed();
     let mut response = next.run(request).instrument(span.clone()).await;
-    let took = began.elapsed();
+    let took = clock.elapsed() - began;
 
     let status = response.status();
     span.in_scope(|| tracing::debug!(status = status.as_u16(), ms = took.as_millis() as u64, "answered"));

@@ -11,8 +11,6 @@ use crate::db;
 /// What an action did, for the ledger.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effect {
-    /// What it was done to, e.g. `clip:12`.
-    pub subject: String,
     /// What changed, as an auditor would want to read it.
     pub detail: Value,
 }

@@ -143,7 +143,6 @@ pub async fn retry_failed_log(tx: &mut Tx, publishing: &Publishing, log_id: i64)
         return refuse(format!("publication {log_id} has changed meanwhile"));
     }
     Ok(Effect {
-        subject: log.subject(),
         detail: json!({
             "clip_id": log.clip_id, "platform": log.platform, "from": log.status, "to": next,
             "scheduled_at": at, "retry_count": log.retry_count + 1, "max_retries": log.max_retries,
@@ -158,7 +157,7 @@ pub async fn trigger_reconciliation(tx: &mut Tx) -> Result<Effect, ActError> {
     if !enqueued.created {
         return refuse("a reconciliation is already under way");
     }
-    Ok(Effect { subject: "platforms".to_owned(), detail: json!({ "job_id": enqueued.id }) })
+    Ok(Effect { detail: json!({ "job_id": enqueued.id }) })
 }
 
 /// Moves a clip's scheduled publications a day later, to the same local time.
@@ -183,7 +182,7 @@ pub async fn downgrade_low_score_clip(tx: &mut Tx, publishing: &Publishing, clip
     if moved.is_empty() {
         return refuse(format!("clip {clip_id} has been postponed {most} times already"));
     }
-    Ok(Effect { subject: format!("clip:{clip_id}"), detail: json!({ "postponed": moved }) })
+    Ok(Effect { detail: json!({ "postponed": moved }) })
 }
 
 /// Sends a publication out next, whatever its window.
@@ -215,7 +214,6 @@ pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) ->
     };
     store::force(tx, &log, priority, job_id).await?;
     Ok(Effect {
-        subject: log.subject(),
         detail: json!({
             "clip_id": log.clip_id, "platform": log.platform, "from": log.status, "to": next,
             "was_scheduled_at": log.scheduled_at, "job_id": job_id,
@@ -239,10 +237,7 @@ pub async fn cancel(tx: &mut Tx, log_id: i64) -> Result<Effect, ActError> {
     if store::cancel(tx, log_id).await? == 0 {
         return refuse(format!("publication {log_id} has changed meanwhile"));
     }
-    Ok(Effect {
-        subject: log.subject(),
-        detail: json!({ "clip_id": log.clip_id, "platform": log.platform, "from": log.status, "to": next }),
-    })
+    Ok(Effect { detail: json!({ "clip_id": log.clip_id, "platform": log.platform, "from": log.status, "to": next }) })
 }
 
 /// Makes a publication that an operator asks for, at a time or at once; the campaign must be active and able to pay.
@@ -370,7 +365,6 @@ async fn plan(
     };
     let log = store::insert_log(tx, new).await?;
     Ok(Effect {
-        subject: format!("clip:{}", clip.id),
         detail: json!({
             "publication": subject_of_log(log.id), "log_id": log.id, "platform": platform,
             "scheduled_at": log.scheduled_at, "priority": log.priority, "campaign_id": log.campaign_id,

@@ -23,6 +23,5 @@ pub async fn rebalance(tx: &mut Tx, emergency: bool) -> Result<Rebalanced, ActEr
     let aged = store::age_priorities(tx).await?;
     let spread = store::spread_low_priority(tx).await?;
     let detail = json!({ "rescued": rescued, "aged": aged, "spread": spread, "failed": failed_jobs.len() });
-    let subject = if emergency { "queue:emergency" } else { "queue" };
-    Ok(Rebalanced { effect: Effect { subject: subject.to_owned(), detail }, failed_jobs })
+    Ok(Rebalanced { effect: Effect { detail }, failed_jobs })
 }
