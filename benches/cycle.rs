@@ -1,189 +1,172 @@
-//! An idle cycle of the loop over a platform with a history: `cargo bench --bench cycle`.
-//!
-//! For each database and size it fills a fresh database (jobs, publish logs and ledger entries 10 : 10 : 10, clips 1),
-//! nearly all of it finished work of the last thirty days, with the same live work whatever the size; then it runs
-//! idle cycles as the leader does (look, decide by the ten default rules, record) and prints how long they took.
-//!
-//! PostgreSQL is named by `SHOWRUNNER_TEST_POSTGRES_URL`, else looked for on 127.0.0.1:5432.
-//! `SHOWRUNNER_BENCH_JOBS=1000,1000000` chooses other sizes (rows of `jobs`).
+//! An idle cycle over a history that grows a thousandfold, beside the plain way of looking: one COUNT or GROUP BY a
+//! figure, over the same rows in the same file, with the indexes that one would give it.
 
-#![allow(clippy::disallowed_methods)] // a benchmark measures the machine's own time
-
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Timelike;
-use showrunner::clock::SystemClock;
-use showrunner::config::Config;
-use showrunner::control::decider::RuleBook;
-use showrunner::control::{CycleRunner, Executor, Monitor, Occasion, Trigger, acquire_lead, fold_tallies};
-use showrunner::db::{Db, Dialect, Options};
-use showrunner::planes::publishing::Publishing;
-use showrunner::random::Random;
-use sqlx::{AssertSqlSafe, Connection};
+use showrunner::clock::{Clock, SystemClock};
+use showrunner::control::fold_tallies;
+use showrunner::db::{Db, Sql, Timestamp};
+use showrunner::sql;
 
-/// Rows of `jobs`; 3.1 times as many rows in all: 10 thousand, the named million each, 10 million.
-const SIZES: [u64; 3] = [3_226, 1_000_000, 3_225_806];
-const WARM_UP: usize = 30;
-const CYCLES: usize = 400;
+use crate::support::{Goal, Loop, Place, Report, assert_all_idle, percentile, platform};
 
-#[tokio::main]
-async fn main() {
-    let sizes = match std::env::var("SHOWRUNNER_BENCH_JOBS") {
-        Ok(text) => text.split(',').map(|size| size.trim().parse().expect("a number of rows")).collect(),
-        Err(_) => SIZES.to_vec(),
-    };
-    println!("| database | rows in all | p50 ms | p90 ms | p99 ms | against the smallest | filled in |");
-    println!("|---|---|---|---|---|---|---|");
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut smallest = None;
-    for jobs in &sizes {
-        let url = format!("sqlite://{}", folder.path().join(format!("{jobs}.db")).display());
-        smallest = Some(measure("SQLite", &url, *jobs, smallest).await);
-    }
-    let server = std::env::var("SHOWRUNNER_TEST_POSTGRES_URL")
-        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
-    let Ok(mut connection) = sqlx::PgConnection::connect(&server).await else {
-        println!("PostgreSQL: skipped, there is no server at {server}");
-        return;
-    };
-    let mut smallest = None;
-    for jobs in &sizes {
-        let name = format!("showrunner_bench_{jobs}");
-        for text in [format!("DROP DATABASE IF EXISTS {name}"), format!("CREATE DATABASE {name}")] {
-            sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut connection).await.expect("a database");
+/// Rows of `jobs`; in all 3.1 times as many: 10 thousand, 100 thousand, 1 million, 10 million.
+const SIZES: [u64; 4] = [3_226, 32_258, 322_581, 3_225_806];
+const MILLION: u64 = SIZES[2];
+
+pub async fn measure(report: &mut Report) {
+    report.part("An idle cycle over a history, and the plain way");
+    let sizes = if report.quick { &SIZES[..2] } else { &SIZES[..] };
+    for name in ["SQLite", "PostgreSQL"] {
+        let mut smallest = 0.0;
+        for jobs in sizes {
+            let place = if name == "SQLite" { Some(Place::sqlite()) } else { Place::postgres().await };
+            let Some(place) = place else { break };
+            smallest = one_size(report, place, *jobs, smallest).await;
         }
-        let (place, _) = server.rsplit_once('/').expect("a URL with a database");
-        smallest = Some(measure("PostgreSQL", &format!("{place}/{name}"), *jobs, smallest).await);
-        let drop = format!("DROP DATABASE {name} WITH (FORCE)");
-        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await.expect("the database goes");
     }
 }
 
-/// Fills a database and prints its line; returns the median of the smallest size.
-async fn measure(name: &str, url: &str, jobs: u64, smallest: Option<f64>) -> f64 {
+/// Returns the median of the smallest size.
+async fn one_size(report: &mut Report, place: Place, jobs: u64, smallest: f64) -> f64 {
     let clock = SystemClock::shared();
-    let db = Db::open(&Options::new(url), clock.clone()).await.expect("a database");
-    db.migrate().await.expect("the schema");
-    let began = Instant::now();
-    fill(url, db.dialect(), jobs).await;
+    let db = place.open(clock.clone()).await;
+    platform::fill(&place.url, db.dialect(), jobs).await;
     fold_tallies(&db).await.expect("tallies fold");
-    let filled = began.elapsed();
 
-    let mut config = Config::default();
-    for platform in config.publishing.platforms.values_mut() {
-        let hour = (clock.now().hour() + 6) % 24; // closed for now, so that no rule has anything to do
-        platform.opens = format!("{hour:02}:00");
-        platform.closes = format!("{:02}:00", (hour + 1) % 24);
+    let mut driven = Loop::over(&db, &clock).await;
+    let mut times = Vec::new();
+    for round in 0..report.count(430, 40) {
+        let took = driven.cycle().await;
+        if round >= 30 {
+            times.push(took);
+        }
     }
-    let publishing = Publishing::new(config.publishing.clone(), db.clone(), clock.clone(), Random::seeded(1));
-    let publishing = Arc::new(publishing.expect("a plane"));
-    let monitor = Monitor::new(db.clone(), publishing.clone());
-    let executor = Executor::new(db.clone(), publishing, config.governors.clone());
-    let rules = Arc::new(RuleBook::built_in());
-    let mut runner =
-        CycleRunner::new(db.clone(), clock, "bench".to_owned(), rules, monitor, executor, config.governors);
-    let mut tx = db.begin().await.expect("begin");
-    let term = acquire_lead(&mut tx, "bench").await.expect("a lease").expect("a free lease");
-    tx.commit().await.expect("commit");
-    let occasion = Occasion { trigger: Trigger::Loop, asked_by: None, term, skipped_ticks: 0 };
+    assert_all_idle(&db).await;
+    let p50 = percentile(&mut times, 0.5);
+    let label = format!("{}, {} rows", place.name, thousands(platform::rows(jobs)));
+    report.figure(&format!("{label}: cycle, p50"), p50, "ms", Goal::None);
+    report.figure(&format!("{label}: cycle, p99"), percentile(&mut times, 0.99), "ms", Goal::None);
+    let base = if smallest == 0.0 { p50 } else { smallest };
+    if smallest > 0.0 {
+        let goal = if jobs == SIZES[3] { Goal::AtMost(1.5) } else { Goal::None };
+        report.figure(&format!("{label}: cycle ÷ cycle at 10 k rows"), p50 / base, "×", goal);
+    }
 
-    let mut times = Vec::with_capacity(CYCLES);
-    for round in 0..WARM_UP + CYCLES {
+    for text in NAIVE_INDEXES {
+        let mut tx = db.begin().await.expect("begin");
+        tx.query(Sql::from(text)).execute().await.expect("an index");
+        tx.commit().await.expect("commit");
+    }
+    let mut times = Vec::new();
+    for round in 0..if jobs > MILLION { 6 } else { report.count(41, 6) } {
         let began = Instant::now();
-        runner.run(occasion).await.expect("a cycle");
-        if round >= WARM_UP {
+        naive_cycle(&db, &*clock).await;
+        if round > 0 {
             times.push(began.elapsed());
         }
     }
-    let (acted,): (i64,) = db.query("SELECT COUNT(*) FROM cycles WHERE status <> 'idle'").one().await.expect("a count");
-    assert_eq!(acted, 0, "the measured cycles must be idle");
-    times.sort_unstable();
-    let at = |share: f64| milliseconds(times[(times.len() as f64 * share) as usize]);
-    let base = smallest.unwrap_or(at(0.5));
-    println!(
-        "| {name} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} s |",
-        jobs * 3 + jobs / 10,
-        at(0.5),
-        at(0.9),
-        at(0.99),
-        at(0.5) / base,
-        filled.as_secs_f64()
-    );
-    db.close().await;
+    let naive = percentile(&mut times, 0.5);
+    report.figure(&format!("{label}: the plain way, p50"), naive, "ms", Goal::None);
+    let goal = if jobs == MILLION { Goal::AtLeast(50.0) } else { Goal::None };
+    report.figure(&format!("{label}: the plain way ÷ cycle"), naive / p50, "×", goal);
+    place.close(db).await;
     base
 }
 
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
+fn thousands(rows: u64) -> String {
+    if rows >= 999_000 { format!("{} M", (rows + 500_000) / 1_000_000) } else { format!("{} k", (rows + 500) / 1_000) }
 }
 
-/// Writes the rows as another program would, by plain SQL.
-async fn fill(url: &str, dialect: Dialect, jobs: u64) {
-    let clips = jobs / 10 + 1;
-    let mut texts = Vec::new();
-    for (count, statement) in [(clips, CLIPS), (jobs, JOBS), (jobs, LOGS), (jobs, LEDGER)] {
-        // In stretches, so that no single transaction holds everything.
-        for from in (0..count).step_by(200_000) {
-            let to = (from + 200_000).min(count) - 1;
-            let (series, ago) = match dialect {
-                Dialect::Sqlite => (
-                    format!("WITH RECURSIVE s(i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM s WHERE i < {to}) "),
-                    "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ((i % 43000) + 90) || ' minutes')",
-                ),
-                Dialect::Postgres => (
-                    format!("WITH s AS (SELECT i FROM generate_series({from}::bigint, {to}::bigint) AS i) "),
-                    "(date_trunc('milliseconds', now()) - ((i % 43000) + 90) * interval '1 minute')",
-                ),
-            };
-            let (insert, select) = statement.split_once("SELECT").expect("INSERT … SELECT");
-            texts.push(format!("{insert} {series} SELECT {}", select.replace("$ago", ago)));
-        }
-    }
-    let soon = match dialect {
-        Dialect::Sqlite => "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 day')",
-        Dialect::Postgres => "now() + interval '1 day'",
-    };
-    for _ in 0..40 {
-        texts.push("INSERT INTO jobs (kind) VALUES ('render')".to_owned());
-    }
-    for clip in 1..=30 {
-        texts.push(format!(
-            "INSERT INTO publish_logs (clip_id, platform, status, scheduled_at) VALUES ({clip}, 'tiktok', 'scheduled', {soon})"
-        ));
-        texts.push("INSERT INTO clips (title, media_uri, visual_score) VALUES ('ready', 's3://x', 50)".to_owned());
-        texts.push("INSERT INTO campaigns (name, status, budget_cents) VALUES ('small', 'active', 100)".to_owned());
-    }
-    texts.push("UPDATE ledger_head SET entry_id = (SELECT MAX(id) FROM ledger_entries)".to_owned());
-    match dialect {
-        Dialect::Sqlite => {
-            let mut connection = sqlx::SqliteConnection::connect(url).await.expect("a connection");
-            texts.push("ANALYZE".to_owned());
-            texts.push("PRAGMA wal_checkpoint(TRUNCATE)".to_owned());
-            for text in texts {
-                sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut connection).await.expect("rows");
-            }
-        }
-        Dialect::Postgres => {
-            let mut connection = sqlx::PgConnection::connect(url).await.expect("a connection");
-            texts.push("VACUUM ANALYZE".to_owned());
-            for text in texts {
-                sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut connection).await.expect("rows");
-            }
-        }
-    }
-}
+/// What somebody would index who counts by status and by time; made after the cycle was measured.
+const NAIVE_INDEXES: [&str; 8] = [
+    "CREATE INDEX naive_jobs_status ON jobs (status)",
+    "CREATE INDEX naive_jobs_created ON jobs (created_at)",
+    "CREATE INDEX naive_logs_status ON publish_logs (status)",
+    "CREATE INDEX naive_logs_failed ON publish_logs (failed_at)",
+    "CREATE INDEX naive_clips_status ON clips (status)",
+    "CREATE INDEX naive_clips_created ON clips (created_at)",
+    "CREATE INDEX naive_campaigns_status ON campaigns (status)",
+    "CREATE TABLE naive_cycles (created_at TEXT NOT NULL, health BIGINT NOT NULL)",
+];
 
-const CLIPS: &str = "INSERT INTO clips (title, media_uri, visual_score, status, created_at)
-    SELECT 'clip ' || i, 's3://clips/' || i || '.mp4', 41 + (i % 50), 'published', $ago FROM s";
-const JOBS: &str = "INSERT INTO jobs (kind, status, attempt, created_at, updated_at, finished_at)
-    SELECT 'render', CASE WHEN i % 50 = 0 THEN 'failed' ELSE 'completed' END, 1, $ago, $ago, $ago FROM s";
-const LOGS: &str = "INSERT INTO publish_logs
-        (clip_id, platform, status, scheduled_at, retry_count, attempted_at, failed_at, published_at, created_at, updated_at)
-    SELECT i / 10 + 1, 'p' || (i % 10), CASE WHEN i % 50 = 0 THEN 'failed' ELSE 'published' END, $ago, 3, $ago,
-        CASE WHEN i % 50 = 0 THEN $ago END, CASE WHEN i % 50 <> 0 THEN $ago END, $ago, $ago FROM s";
-const LEDGER: &str = "INSERT INTO ledger_entries
-        (id, cycle_id, event_type, severity, actor, payload, created_at, prev_hash, hash)
-    SELECT i + 1, i / 2 + 1, 'orchestrator.cycle_idle', 'info', 'loop', '{\"health\":100}', $ago,
-        'b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c',
-        '7d865e959b2466918c9863afca942d0fb89d7c9ac0c99bafc3749504ded97730' FROM s";
+/// The same figures, counted; then one row that says that nothing was needed.
+async fn naive_cycle(db: &Db, clock: &dyn Clock) {
+    let now = Timestamp::new(clock.now());
+    let hour_ago = now.before(Duration::from_secs(3_600));
+    let day_ago = now.before(Duration::from_secs(86_400));
+    type Count = (i64,);
+    let mut tx = db.begin_read().await.expect("begin");
+    let by_status: Vec<(String, i64)> =
+        tx.query("SELECT status, COUNT(*) FROM jobs GROUP BY status").all().await.expect("jobs");
+    let pending = by_status.iter().find(|(status, _)| status == "pending").map_or(0, |(_, count)| *count);
+    let _: Option<(Option<Timestamp>,)> = tx
+        .query("SELECT MIN(coalesce(run_at, created_at)) FROM jobs WHERE status = 'pending'")
+        .optional()
+        .await
+        .expect("the oldest job");
+    let _: Vec<(String, i64)> =
+        tx.query("SELECT status, COUNT(*) FROM publish_logs GROUP BY status").all().await.expect("publish logs");
+    let (failures,): Count = tx
+        .query("SELECT COUNT(*) FROM publish_logs WHERE status = 'failed' AND failed_at > $1")
+        .bind(hour_ago)
+        .one()
+        .await
+        .expect("failures");
+    let _: Option<(Option<Timestamp>,)> = tx
+        .query("SELECT MIN(coalesce(pending_at, created_at)) FROM publish_logs WHERE status = 'pending'")
+        .optional()
+        .await
+        .expect("the oldest publication");
+    for text in [
+        "SELECT COUNT(*) FROM publish_logs WHERE status = 'failed' AND retry_count < max_retries",
+        "SELECT COUNT(*) FROM campaigns WHERE status = 'active'",
+        "SELECT COUNT(*) FROM clips WHERE status = 'ready' AND visual_score > 80",
+    ] {
+        let _: Count = tx.query(Sql::from(text)).one().await.expect("a count");
+    }
+    for (text, since) in [
+        (
+            "SELECT COUNT(*) FROM publish_logs WHERE status = 'pending' AND coalesce(pending_at, created_at) < $1",
+            hour_ago,
+        ),
+        ("SELECT COUNT(*) FROM publish_logs WHERE status = 'scheduled' AND scheduled_at < $1", now),
+        ("SELECT COUNT(*) FROM clips WHERE created_at > $1", day_ago),
+    ] {
+        let _: Count = tx.query(Sql::from(text)).bind(since).one().await.expect("a count");
+    }
+    let _: Vec<(i64, String, i64)> = tx
+        .query(
+            "SELECT id, name, budget_cents FROM campaigns WHERE status = 'active' ORDER BY priority DESC, budget_cents DESC LIMIT 10",
+        )
+        .all()
+        .await
+        .expect("campaigns");
+    let _: (Option<f64>,) = tx
+        .query("SELECT AVG(visual_score) FROM clips WHERE created_at > $1")
+        .bind(day_ago)
+        .one()
+        .await
+        .expect("scores");
+    let _: Vec<(i64, f64)> = tx
+        .query("SELECT id, visual_score FROM clips WHERE status = 'ready' ORDER BY visual_score DESC LIMIT 10")
+        .all()
+        .await
+        .expect("clips");
+    let (errors,): Count = tx
+        .query("SELECT COUNT(*) FROM ledger_entries WHERE severity IN ('error', 'critical') AND created_at > $1")
+        .bind(hour_ago)
+        .one()
+        .await
+        .expect("errors");
+    drop(tx);
+    let health = 100 - 10 * failures.min(1) - 5 * errors - if pending > 50 { 20 } else { 0 };
+    let mut tx = db.begin().await.expect("begin");
+    tx.query(sql!("INSERT INTO naive_cycles VALUES (" { sqlite: "$1", postgres: "CAST($1 AS TEXT)" } ", $2)"))
+        .bind(now)
+        .bind(health)
+        .execute()
+        .await
+        .expect("a row");
+    tx.commit().await.expect("commit");
+}

@@ -7,10 +7,10 @@
 //! |---|---|---|
 //! | 6 doors | [`cli`], [`http`], [`dashboard`], [`app`] | the ways in; `app` builds, starts and stops everything in order |
 //! | 5 loop | [`control`] | monitor → decider → executor, run by the runner under a leader's lease |
-//! | 4 planes | [`planes::publishing`] | clips, campaigns and publications |
+//! | 4 planes | [`planes::publishing`], [`planes::pipelines`], [`planes::fleet`] | clips, campaigns and publications; runs of steps; streams on agents |
 //! | 3 work | [`planes::queue`] | durable jobs; whatever leaves the process is one |
-//! | 2 record | [`ledger`] | the audit chain |
-//! | 1 store | [`db`] | SQLite and PostgreSQL behind one face |
+//! | 2 record | [`ledger`], [`events`] | the audit chain; what happened, stored and told |
+//! | 1 store | [`db`], [`storage`], [`web`] | SQLite and PostgreSQL behind one face; where large values are kept; what routes are made of |
 //! | 0 ground | [`config`], [`clock`], [`random`], [`backoff`], [`telemetry`], [`problem`], [`actor`], [`panic`] | no import from above |
 
 pub mod actor;
@@ -22,12 +22,14 @@ pub mod config;
 pub mod control;
 pub mod dashboard;
 pub mod db;
+pub mod events;
 pub mod http;
 pub mod ledger;
 pub mod panic;
 pub mod planes;
 pub mod problem;
 pub mod random;
+pub mod storage;
 pub mod telemetry;
 pub mod web;
 

@@ -66,7 +66,7 @@ pub fn visible(text: &str) -> String {
 }
 
 /// Marks that change the direction of the text after them, and the two separators that some terminals break lines at.
-fn turns_text(character: char) -> bool {
+pub fn turns_text(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 

@@ -84,7 +84,10 @@ fn every_command_explains_itself_with_an_example() {
         &["ledger", "verify"],
         &["ledger", "export"],
         &["ledger", "prune"],
+        &["tasks", "history"],
+        &["worker"],
         &["replay"],
+        &["db", "init"],
         &["migrate"],
         &["config", "show"],
         &["completions"],
@@ -154,10 +157,11 @@ fn a_missing_server_or_database_ends_in_4_and_says_what_to_do() {
     assert!(run.err.contains("there is no database"), "{}", run.err);
     assert!(!cli.path("showrunner.db").exists(), "reading makes no database");
     assert_eq!(cli.run(&["status", "--url", "ftp://x"]).code, 2);
-    for command in ["verify", "prune"] {
-        let rest: &[&str] = if command == "prune" { &["--keep", "1d"] } else { &[] };
-        let run = cli.run_with(&[("SHOWRUNNER_URL", "http://127.0.0.1:9")], &[&["ledger", command], rest].concat());
-        assert_eq!(run.code, 2, "a server's database is not mistaken for the local one: {}", run.err);
+    for (code, command) in
+        [(2, ["prune", "--keep", "1d"].as_slice()), (4, &["verify"]), (4, &["export", "--format", "csv"])]
+    {
+        let run = cli.run_with(&[("SHOWRUNNER_URL", "http://127.0.0.1:9")], &[&["ledger"], command].concat());
+        assert_eq!(run.code, code, "a server's database is not mistaken for the local one: {}", run.err);
     }
 }
 
@@ -257,7 +261,7 @@ fn rules_are_written_out_checked_and_listed() {
     assert_eq!(cli.run(&["rules", "check", "rules"]).code, 0);
     let listed = cli.run_with(&[("RULES_DIR", "rules")], &["rules", "list"]);
     assert!(listed.out.contains("queue_saturated") && listed.out.contains("rebalance_queue"), "{}", listed.out);
-    assert_eq!(cli.json(&["rules", "list", "--json"])["rules"].as_array().map(Vec::len), Some(10));
+    assert_eq!(cli.json(&["rules", "list", "--json"])["rules"].as_array().map(Vec::len), Some(19));
     write(
         &cli.path("rules/extra.rhai"),
         "rule \"broken\"\n    priority 5\n    when jobs.pendng > 1\n    then rebalance_queue()\n    because \"x\";\n",
@@ -338,6 +342,10 @@ mod serving {
         assert!(at(&["run-once"])["cycle_id"].as_i64().is_some());
         assert_eq!(at(&["snapshot"])["system"]["status"], "healthy");
         assert_eq!(at(&["ledger", "query", "--event", "orchestrator.enabled"]).as_array().map(Vec::len), Some(1));
+        assert!(cli.run(&["ledger", "verify", "--url", &url]).out.contains("The chain is whole"));
+        let export =
+            |more: &[&str]| cli.run(&[&["ledger", "export", "--format", "jsonl", "--until", "1s"], more].concat()).out;
+        assert_eq!(export(&["--url", &url]), export(&[]), "letter for letter the same");
         let tail = cli.run(&["ledger", "tail", "--url", &url]);
         assert!(tail.out.contains("orchestrator.enabled by operator:local"), "{}{}", tail.out, tail.err);
         assert_eq!(at(&["disable"])["enabled"], false);
@@ -390,5 +398,25 @@ fn the_demo_ends_by_itself_and_its_worlds_differ() {
     assert!(with_loop["published"].as_f64() > without["published"].as_f64(), "{compared}");
     for world in [with_loop, without] {
         assert_eq!(world["posted_twice"].as_f64(), Some(0.0), "{compared}");
+    }
+}
+
+#[test]
+fn what_was_typed_cannot_move_the_cursor_when_it_is_repeated() {
+    let cli = Cli::new();
+    for arguments in [
+        ["status", "--\u{1b}[2Jclear"],
+        ["st\ratus", "x"],
+        ["rules", "\u{1b}]0;title\u{7}"],
+        ["status", "--url=\r\u{9b}2J"],
+    ] {
+        let run = cli.run(&arguments);
+        assert_ne!(run.code, 0, "{arguments:?}");
+        assert!(!run.err.is_empty() && run.out.is_empty(), "{arguments:?}");
+        assert!(
+            !run.err.contains(|letter: char| letter.is_control() && letter != '\n'),
+            "{arguments:?}: {:?}",
+            run.err
+        );
     }
 }

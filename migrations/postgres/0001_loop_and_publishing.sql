@@ -43,16 +43,36 @@ CREATE TABLE jobs (
     priority BIGINT NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1000 AND 1000),
     status TEXT NOT NULL DEFAULT 'pending'
         CHECK (status IN ('waiting', 'pending', 'processing', 'retry', 'completed', 'failed', 'cancelled')),
+    -- What is too large for a row lies in storage, by reference.
     input JSONB NOT NULL DEFAULT '{}',
+    input_ref TEXT CHECK (length(input_ref) BETWEEN 1 AND 2000),
+    context JSONB,
     result JSONB,
+    result_ref TEXT CHECK (length(result_ref) BETWEEN 1 AND 2000),
+    -- The key holds while the job is live, and until idempotency_until where that is set.
     idempotency_key TEXT CHECK (length(idempotency_key) BETWEEN 1 AND 300),
+    idempotency_until TIMESTAMPTZ,
+    concurrency_key TEXT CHECK (length(concurrency_key) BETWEEN 1 AND 300),
     run_at TIMESTAMPTZ,
     attempt BIGINT NOT NULL DEFAULT 0 CHECK (attempt BETWEEN 0 AND 1000000),
     max_attempts BIGINT NOT NULL DEFAULT 3 CHECK (max_attempts BETWEEN 1 AND 1000),
     lease BIGINT NOT NULL DEFAULT 0 CHECK (lease BETWEEN 0 AND 1000000000000000),
     lease_expires_at TIMESTAMPTZ,
+    timeout_ms BIGINT CHECK (timeout_ms BETWEEN 1 AND 31536000000),
+    -- When the running try is out of time; the lease never reaches past it.
+    deadline_at TIMESTAMPTZ,
     worker TEXT,
+    code_version BIGINT,
+    progress DOUBLE PRECISION CHECK (progress >= 0 AND progress <= 100),
+    progress_message TEXT,
+    heartbeat_at TIMESTAMPTZ,
+    cancel_requested_at TIMESTAMPTZ,
+    -- How the last try ended: failed, lapsed, timed_out, cancelled.
+    outcome TEXT,
     error TEXT,
+    -- Whether running out of tries leaves a dead letter, and whether somebody is to be woken at the end.
+    dead_letter BOOLEAN NOT NULL DEFAULT true,
+    awaited BOOLEAN NOT NULL DEFAULT false,
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     updated_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     started_at TIMESTAMPTZ,
@@ -60,14 +80,20 @@ CREATE TABLE jobs (
     CHECK (status NOT IN ('waiting', 'retry') OR run_at IS NOT NULL),
     CHECK (status <> 'processing' OR lease_expires_at IS NOT NULL)
 );
-CREATE INDEX jobs_claimable ON jobs (queue, priority DESC, id) WHERE status = 'pending';
+-- By kind, so that a worker never walks over jobs that it cannot run; those with a key apart, for the same reason.
+CREATE INDEX jobs_claimable ON jobs (queue, kind, priority DESC, id) WHERE status = 'pending' AND concurrency_key IS NULL;
+CREATE INDEX jobs_keyed ON jobs (queue, kind, priority DESC, id, concurrency_key)
+    WHERE status = 'pending' AND concurrency_key IS NOT NULL;
 CREATE INDEX jobs_due ON jobs (run_at) WHERE status IN ('waiting', 'retry');
 CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE status = 'processing';
 CREATE INDEX jobs_oldest_pending ON jobs (coalesce(run_at, created_at)) WHERE status = 'pending';
-CREATE INDEX jobs_finished ON jobs (finished_at) WHERE status IN ('completed', 'failed', 'cancelled');
--- One live job per key: enqueueing twice is enqueueing once.
+-- Other programs may finish a job without saying when.
+CREATE INDEX jobs_finished ON jobs (coalesce(finished_at, updated_at)) WHERE status IN ('completed', 'failed', 'cancelled');
+CREATE INDEX jobs_cancelling ON jobs (worker) WHERE status = 'processing' AND cancel_requested_at IS NOT NULL;
+-- One job per key while it is live or remembered: enqueueing twice is enqueueing once.
 CREATE UNIQUE INDEX jobs_idempotency ON jobs (idempotency_key)
-    WHERE status IN ('waiting', 'pending', 'processing', 'retry') AND idempotency_key IS NOT NULL;
+    WHERE idempotency_key IS NOT NULL
+      AND (status IN ('waiting', 'pending', 'processing', 'retry') OR idempotency_until IS NOT NULL);
 
 -- One intended publication of a clip on a platform.
 CREATE TABLE publish_logs (
@@ -134,9 +160,14 @@ CREATE TABLE ledger_entries (
     hash TEXT NOT NULL
 );
 CREATE INDEX ledger_entries_by_time ON ledger_entries (created_at);
-CREATE INDEX ledger_entries_by_cycle ON ledger_entries (cycle_id) WHERE cycle_id IS NOT NULL;
+CREATE INDEX ledger_entries_by_cycle ON ledger_entries (cycle_id, id) WHERE cycle_id IS NOT NULL;
 CREATE INDEX ledger_entries_by_subject ON ledger_entries (subject, id) WHERE subject IS NOT NULL;
 CREATE INDEX ledger_entries_errors ON ledger_entries (created_at) WHERE severity IN ('error', 'critical');
+-- For questions whose answer is rare: what nearly every entry says is left out where it can be.
+CREATE INDEX ledger_entries_by_event ON ledger_entries (event_type, id);
+CREATE INDEX ledger_entries_by_rule ON ledger_entries (rule, id) WHERE rule IS NOT NULL;
+CREATE INDEX ledger_entries_by_actor ON ledger_entries (actor, id) WHERE actor NOT IN ('loop', 'system');
+CREATE INDEX ledger_entries_by_severity ON ledger_entries (severity, id) WHERE severity <> 'info';
 
 -- The end of the chain; the row that writers queue for.
 CREATE TABLE ledger_head (

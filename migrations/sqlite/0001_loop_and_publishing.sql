@@ -44,16 +44,36 @@ CREATE TABLE jobs (
     priority INTEGER NOT NULL DEFAULT 0 CHECK (typeof(priority) = 'integer' AND priority BETWEEN -1000 AND 1000),
     status TEXT NOT NULL DEFAULT 'pending'
         CHECK (status IN ('waiting', 'pending', 'processing', 'retry', 'completed', 'failed', 'cancelled')),
+    -- What is too large for a row lies in storage, by reference.
     input TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(input)),
+    input_ref TEXT CHECK (input_ref IS NULL OR typeof(input_ref) = 'text' AND instr(input_ref, char(0)) = 0 AND length(input_ref) BETWEEN 1 AND 2000),
+    context TEXT CHECK (context IS NULL OR json_valid(context)),
     result TEXT CHECK (result IS NULL OR json_valid(result)),
+    result_ref TEXT CHECK (result_ref IS NULL OR typeof(result_ref) = 'text' AND instr(result_ref, char(0)) = 0 AND length(result_ref) BETWEEN 1 AND 2000),
+    -- The key holds while the job is live, and until idempotency_until where that is set.
     idempotency_key TEXT CHECK (idempotency_key IS NULL OR typeof(idempotency_key) = 'text' AND instr(idempotency_key, char(0)) = 0 AND length(idempotency_key) BETWEEN 1 AND 300),
+    idempotency_until TEXT CHECK (idempotency_until IS strftime('%Y-%m-%dT%H:%M:%fZ', idempotency_until)),
+    concurrency_key TEXT CHECK (concurrency_key IS NULL OR typeof(concurrency_key) = 'text' AND instr(concurrency_key, char(0)) = 0 AND length(concurrency_key) BETWEEN 1 AND 300),
     run_at TEXT CHECK (run_at IS strftime('%Y-%m-%dT%H:%M:%fZ', run_at)),
     attempt INTEGER NOT NULL DEFAULT 0 CHECK (typeof(attempt) = 'integer' AND attempt BETWEEN 0 AND 1000000),
     max_attempts INTEGER NOT NULL DEFAULT 3 CHECK (typeof(max_attempts) = 'integer' AND max_attempts BETWEEN 1 AND 1000),
     lease INTEGER NOT NULL DEFAULT 0 CHECK (typeof(lease) = 'integer' AND lease BETWEEN 0 AND 1000000000000000),
     lease_expires_at TEXT CHECK (lease_expires_at IS strftime('%Y-%m-%dT%H:%M:%fZ', lease_expires_at)),
+    timeout_ms INTEGER CHECK (timeout_ms IS NULL OR typeof(timeout_ms) = 'integer' AND timeout_ms BETWEEN 1 AND 31536000000),
+    -- When the running try is out of time; the lease never reaches past it.
+    deadline_at TEXT CHECK (deadline_at IS strftime('%Y-%m-%dT%H:%M:%fZ', deadline_at)),
     worker TEXT CHECK (typeof(worker) IN ('text', 'null')),
+    code_version INTEGER CHECK (typeof(code_version) IN ('integer', 'null')),
+    progress REAL CHECK (progress IS NULL OR typeof(progress) = 'real' AND progress >= 0 AND progress <= 100),
+    progress_message TEXT CHECK (typeof(progress_message) IN ('text', 'null')),
+    heartbeat_at TEXT CHECK (heartbeat_at IS strftime('%Y-%m-%dT%H:%M:%fZ', heartbeat_at)),
+    cancel_requested_at TEXT CHECK (cancel_requested_at IS strftime('%Y-%m-%dT%H:%M:%fZ', cancel_requested_at)),
+    -- How the last try ended: failed, lapsed, timed_out, cancelled.
+    outcome TEXT CHECK (typeof(outcome) IN ('text', 'null')),
     error TEXT CHECK (typeof(error) IN ('text', 'null')),
+    -- Whether running out of tries leaves a dead letter, and whether somebody is to be woken at the end.
+    dead_letter INTEGER NOT NULL DEFAULT 1 CHECK (dead_letter IN (0, 1)),
+    awaited INTEGER NOT NULL DEFAULT 0 CHECK (awaited IN (0, 1)),
     created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
     updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')) CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%fZ', updated_at)),
     started_at TEXT CHECK (started_at IS strftime('%Y-%m-%dT%H:%M:%fZ', started_at)),
@@ -61,14 +81,20 @@ CREATE TABLE jobs (
     CHECK (status NOT IN ('waiting', 'retry') OR run_at IS NOT NULL),
     CHECK (status <> 'processing' OR lease_expires_at IS NOT NULL)
 );
-CREATE INDEX jobs_claimable ON jobs (queue, priority DESC, id) WHERE status = 'pending';
+-- By kind, so that a worker never walks over jobs that it cannot run; those with a key apart, for the same reason.
+CREATE INDEX jobs_claimable ON jobs (queue, kind, priority DESC, id) WHERE status = 'pending' AND concurrency_key IS NULL;
+CREATE INDEX jobs_keyed ON jobs (queue, kind, priority DESC, id, concurrency_key)
+    WHERE status = 'pending' AND concurrency_key IS NOT NULL;
 CREATE INDEX jobs_due ON jobs (run_at) WHERE status IN ('waiting', 'retry');
 CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE status = 'processing';
 CREATE INDEX jobs_oldest_pending ON jobs (coalesce(run_at, created_at)) WHERE status = 'pending';
-CREATE INDEX jobs_finished ON jobs (finished_at) WHERE status IN ('completed', 'failed', 'cancelled');
--- One live job per key: enqueueing twice is enqueueing once.
+-- Other programs may finish a job without saying when.
+CREATE INDEX jobs_finished ON jobs (coalesce(finished_at, updated_at)) WHERE status IN ('completed', 'failed', 'cancelled');
+CREATE INDEX jobs_cancelling ON jobs (worker) WHERE status = 'processing' AND cancel_requested_at IS NOT NULL;
+-- One job per key while it is live or remembered: enqueueing twice is enqueueing once.
 CREATE UNIQUE INDEX jobs_idempotency ON jobs (idempotency_key)
-    WHERE status IN ('waiting', 'pending', 'processing', 'retry') AND idempotency_key IS NOT NULL;
+    WHERE idempotency_key IS NOT NULL
+      AND (status IN ('waiting', 'pending', 'processing', 'retry') OR idempotency_until IS NOT NULL);
 
 -- One intended publication of a clip on a platform.
 CREATE TABLE publish_logs (
@@ -135,9 +161,14 @@ CREATE TABLE ledger_entries (
     hash TEXT NOT NULL
 );
 CREATE INDEX ledger_entries_by_time ON ledger_entries (created_at);
-CREATE INDEX ledger_entries_by_cycle ON ledger_entries (cycle_id) WHERE cycle_id IS NOT NULL;
+CREATE INDEX ledger_entries_by_cycle ON ledger_entries (cycle_id, id) WHERE cycle_id IS NOT NULL;
 CREATE INDEX ledger_entries_by_subject ON ledger_entries (subject, id) WHERE subject IS NOT NULL;
 CREATE INDEX ledger_entries_errors ON ledger_entries (created_at) WHERE severity IN ('error', 'critical');
+-- For questions whose answer is rare: what nearly every entry says is left out where it can be.
+CREATE INDEX ledger_entries_by_event ON ledger_entries (event_type, id);
+CREATE INDEX ledger_entries_by_rule ON ledger_entries (rule, id) WHERE rule IS NOT NULL;
+CREATE INDEX ledger_entries_by_actor ON ledger_entries (actor, id) WHERE actor NOT IN ('loop', 'system');
+CREATE INDEX ledger_entries_by_severity ON ledger_entries (severity, id) WHERE severity <> 'info';
 
 -- The end of the chain; the row that writers queue for.
 CREATE TABLE ledger_head (
@@ -379,6 +410,23 @@ CREATE TRIGGER jobs_are_not_replaced BEFORE INSERT ON jobs
 WHEN EXISTS (SELECT 1 FROM jobs WHERE id = NEW.id) BEGIN
     SELECT RAISE(ABORT, 'UNIQUE constraint failed: jobs.id (change the row by UPDATE)');
 END;
+-- A job under a live key cannot be refused here: enqueueing twice is enqueueing once, by ON CONFLICT DO NOTHING. So
+-- the one in the way is noted, and leaves the tally when it turns out to have been replaced.
+CREATE TABLE jobs_in_the_way (id INTEGER PRIMARY KEY, status TEXT NOT NULL);
+CREATE TRIGGER jobs_note_what_is_in_the_way BEFORE INSERT ON jobs
+WHEN NEW.idempotency_key IS NOT NULL
+    AND (NEW.status IN ('waiting', 'pending', 'processing', 'retry') OR NEW.idempotency_until IS NOT NULL) BEGIN
+    DELETE FROM jobs_in_the_way;
+    INSERT INTO jobs_in_the_way (id, status)
+        SELECT id, status FROM jobs WHERE idempotency_key = NEW.idempotency_key
+        AND (status IN ('waiting', 'pending', 'processing', 'retry') OR idempotency_until IS NOT NULL);
+END;
+CREATE TRIGGER jobs_tally_what_was_replaced AFTER INSERT ON jobs
+WHEN NEW.idempotency_key IS NOT NULL
+    AND (NEW.status IN ('waiting', 'pending', 'processing', 'retry') OR NEW.idempotency_until IS NOT NULL) BEGIN
+    UPDATE tallies SET n = n - 1
+        WHERE name = 'jobs' AND key IN (SELECT status FROM jobs_in_the_way WHERE id NOT IN (SELECT id FROM jobs));
+END;
 CREATE TRIGGER publish_logs_are_not_replaced BEFORE INSERT ON publish_logs
 WHEN EXISTS (SELECT 1 FROM publish_logs WHERE id = NEW.id OR idempotency_key = NEW.idempotency_key) BEGIN
     SELECT RAISE(ABORT, 'UNIQUE constraint failed: publish_logs.id or idempotency_key (change the row by UPDATE)');
@@ -387,6 +435,41 @@ CREATE TRIGGER publish_logs_live_are_not_replaced BEFORE INSERT ON publish_logs
 WHEN NEW.status NOT IN ('failed', 'cancelled') AND EXISTS (
     SELECT 1 FROM publish_logs
     WHERE clip_id = NEW.clip_id AND platform = NEW.platform AND status NOT IN ('failed', 'cancelled')) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: publish_logs.clip_id, publish_logs.platform (the clip has a publication there)');
+END;
+-- UPDATE OR REPLACE deletes in the same way, where a row comes to stand in another's place.
+CREATE TRIGGER campaigns_keep_their_id BEFORE UPDATE OF id ON campaigns WHEN NEW.id <> OLD.id BEGIN
+    SELECT RAISE(ABORT, 'campaigns.id never changes');
+END;
+CREATE TRIGGER clips_keep_their_id BEFORE UPDATE OF id ON clips WHEN NEW.id <> OLD.id BEGIN
+    SELECT RAISE(ABORT, 'clips.id never changes');
+END;
+CREATE TRIGGER jobs_keep_their_id BEFORE UPDATE OF id ON jobs WHEN NEW.id <> OLD.id BEGIN
+    SELECT RAISE(ABORT, 'jobs.id never changes');
+END;
+CREATE TRIGGER publish_logs_keep_their_id BEFORE UPDATE OF id ON publish_logs WHEN NEW.id <> OLD.id BEGIN
+    SELECT RAISE(ABORT, 'publish_logs.id never changes');
+END;
+CREATE TRIGGER jobs_are_not_replaced_by_change BEFORE UPDATE OF idempotency_key, idempotency_until, status ON jobs
+WHEN NEW.idempotency_key IS NOT NULL
+    AND (NEW.status IN ('waiting', 'pending', 'processing', 'retry') OR NEW.idempotency_until IS NOT NULL)
+    AND NOT (NEW.idempotency_key IS OLD.idempotency_key
+             AND (OLD.status IN ('waiting', 'pending', 'processing', 'retry') OR OLD.idempotency_until IS NOT NULL))
+    AND EXISTS (
+        SELECT 1 FROM jobs WHERE idempotency_key = NEW.idempotency_key AND id <> OLD.id
+        AND (status IN ('waiting', 'pending', 'processing', 'retry') OR idempotency_until IS NOT NULL)) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: jobs.idempotency_key (another job has the key)');
+END;
+CREATE TRIGGER publish_logs_are_not_replaced_by_change BEFORE UPDATE OF idempotency_key ON publish_logs
+WHEN EXISTS (SELECT 1 FROM publish_logs WHERE idempotency_key = NEW.idempotency_key AND id <> OLD.id) BEGIN
+    SELECT RAISE(ABORT, 'UNIQUE constraint failed: publish_logs.idempotency_key (another publication has the key)');
+END;
+CREATE TRIGGER publish_logs_live_are_not_replaced_by_change BEFORE UPDATE OF clip_id, platform, status ON publish_logs
+WHEN NEW.status NOT IN ('failed', 'cancelled')
+    AND NOT (NEW.clip_id = OLD.clip_id AND NEW.platform = OLD.platform AND OLD.status NOT IN ('failed', 'cancelled'))
+    AND EXISTS (
+        SELECT 1 FROM publish_logs WHERE clip_id = NEW.clip_id AND platform = NEW.platform AND id <> OLD.id
+        AND status NOT IN ('failed', 'cancelled')) BEGIN
     SELECT RAISE(ABORT, 'UNIQUE constraint failed: publish_logs.clip_id, publish_logs.platform (the clip has a publication there)');
 END;
 

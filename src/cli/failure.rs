@@ -52,10 +52,15 @@ impl Failure {
         if self.kind == Kind::Quiet {
             return ExitCode::SUCCESS;
         }
+        self.say();
+        ExitCode::from(self.kind as u8)
+    }
+
+    /// Says it on standard error.
+    pub(super) fn say(&self) {
         for line in self.message.lines() {
             eprintln!("showrunner: {}", visible(line));
         }
-        ExitCode::from(self.kind as u8)
     }
 }
 

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use self::export::Format;
 use self::source::Source;
 use super::failure::{Failure, Outcome};
-use super::output::{Output, or_dash};
+use super::output::{Output, escaped, or_dash};
 use super::way_in::{open_database, operator};
 use super::{Common, Server};
 use crate::clock::SystemClock;
@@ -169,8 +169,7 @@ impl Ledger {
                 let source = Source::open(common, &server).await?;
                 let entries = source.newest(&wanted.filter(), limit).await?;
                 if out.wants_json() {
-                    let views: Vec<_> = entries.iter().map(export::View::of).collect();
-                    return out.json(&views);
+                    return out.json(&entries);
                 }
                 out.table(
                     &["id", "at", "event", "severity", "actor", "subject", "rule", "payload"],
@@ -190,12 +189,13 @@ impl Ledger {
             }
             Self::Verify { server } => verify(common, &server, out).await,
             Self::Export { format, output, wanted, server } => {
-                only_here(&server, "export")?;
-                let db = open_database(&common.load()?).await?;
-                export::run(&db, wanted.filter(), format, output.as_deref(), out).await
+                let source = Source::open(common, &server).await?;
+                let outcome = export::run(&source, wanted.filter(), format, output.as_deref(), out).await;
+                source.close().await;
+                outcome
             }
             Self::Prune { keep, server } => {
-                only_here(&server, "prune")?;
+                only_here(&server)?;
                 let db = open_database(&common.load()?).await?;
                 let pruned = ledger::prune(&db, keep, &operator()).await;
                 db.close().await;
@@ -212,14 +212,14 @@ impl Ledger {
     }
 }
 
-/// These read or change the whole chain: they work where the database is.
-fn only_here(server: &Server, command: &str) -> Outcome {
+/// What cannot be undone is done where the database is, by who may touch it.
+fn only_here(server: &Server) -> Outcome {
     match server.url.as_deref().filter(|url| !url.is_empty()) {
         None => Ok(()),
-        Some(_) => Err(Failure::usage(format!(
-            "`ledger {command}` works on the database itself; leave out --url (or SHOWRUNNER_URL) and name the \
-             database with --database"
-        ))),
+        Some(_) => Err(Failure::usage(
+            "`ledger prune` takes entries away for good, so no server does it for you: leave out --url (or \
+             SHOWRUNNER_URL) and name the database with --database",
+        )),
     }
 }
 
@@ -231,8 +231,7 @@ async fn tail(source: &Source, filter: Filter, lines: i64, follow: bool, out: &m
     loop {
         for entry in entries.iter().rev() {
             if out.wants_json() {
-                let line = export::View::of(entry).line()?;
-                out.bytes(format!("{line}\n").as_bytes())?;
+                out.bytes(format!("{}\n", escaped(&export::line(entry)?)).as_bytes())?;
             } else {
                 out.line(&shown(entry))?;
             }
@@ -242,24 +241,25 @@ async fn tail(source: &Source, filter: Filter, lines: i64, follow: bool, out: &m
             return Ok(());
         }
         clock.sleep(FOLLOW_EVERY).await;
-        entries = source.newer_than(&filter, last_id).await?;
+        entries = source.oldest(&Filter { after_id: Some(last_id), ..filter.clone() }).await?;
+        entries.reverse();
     }
 }
 
 async fn verify(common: &Common, server: &Server, out: &mut Output) -> Outcome {
-    only_here(server, "verify")?;
-    let db = open_database(&common.load()?).await?;
+    let source = Source::open(common, server).await?;
     let watched = std::io::stderr().is_terminal();
-    let verification = ledger::verify(&db, |entries| {
-        if watched {
-            eprint!("\r{entries} entries");
-        }
-    })
-    .await;
+    let verification = source
+        .verify(|entries| {
+            if watched {
+                eprint!("\r{entries} entries");
+            }
+        })
+        .await;
     if watched {
         eprint!("\r\u{1b}[K");
     }
-    db.close().await;
+    source.close().await;
     let found = verification?;
     if out.wants_json() {
         out.json(&found)?;

@@ -1,6 +1,6 @@
-//! `migrate`: the schema, brought up to date or only looked at.
+//! `migrate`: the schema, brought up to date or only looked at; and `db init`, the same under another name.
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::Common;
 use super::failure::{Failure, Outcome};
@@ -16,6 +16,27 @@ pub(super) struct Migrate {
     /// Change nothing; exit code 3 if the schema is not this program's.
     #[arg(long)]
     check: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Database {
+    /// Make the tables in a database, or bring them up to this program's.
+    #[command(
+        after_help = "Examples:\n  showrunner db init --url postgres://user@host/showrunner\n  showrunner db init --url sqlite://showrunner.db"
+    )]
+    Init {
+        /// The database; default: the configured one.
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+    },
+}
+
+impl Database {
+    pub(super) async fn run(self, common: &Common, out: &mut Output) -> Outcome {
+        let Self::Init { url } = self;
+        let database = url.or_else(|| common.database.clone());
+        Migrate { check: false }.run(&Common { database, ..common.clone() }, out).await
+    }
 }
 
 impl Migrate {

@@ -8,20 +8,31 @@
 //! |---|---|
 //! | `failure`, `output` | how a command ends, and what it prints |
 //! | `way_in` | the loop behind `--url`, or straight on the database |
-//! | `serve`, `steer`, `rules`, `ledger`, `replay`, `migrate`, `settings` | the commands |
+//! | `serve`, `steer`, `rules`, `ledger`, `pipelines`, `tasks`, `replay`, `migrate`, `settings` | the commands |
+//! | `worker` | a reference worker that runs commands |
 //! | `demo` | a simulated platform to watch |
+//! | `agent` | the fleet's other end: runs stream jobs on this machine |
+//! | `watchdog` | a process that outlives a worker or agent and ends its programs |
 
+#[cfg(unix)]
+mod agent;
 mod demo;
 mod failure;
 mod ledger;
 mod migrate;
 mod output;
+mod pipelines;
 mod replay;
 mod rules;
 mod serve;
 mod settings;
 mod steer;
+mod tasks;
+#[cfg(unix)]
+mod watchdog;
 mod way_in;
+#[cfg(unix)]
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +41,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Loaded, Overrides};
 use crate::control::action::ACTION_KINDS;
+use crate::telemetry::visible;
 use failure::Outcome;
 use output::Output;
 
@@ -79,6 +91,13 @@ enum Command {
     Serve(serve::Serve),
     /// Watch a simulated platform being run, with and without the loop.
     Demo(demo::Demo),
+    /// Run stream jobs on this machine, one command each, as the orchestrator assigns them.
+    #[cfg(unix)]
+    Agent(agent::Agent),
+    /// Ends what a worker or agent leaves behind; started by it.
+    #[cfg(unix)]
+    #[command(name = watchdog::COMMAND, hide = true)]
+    Watchdog,
     /// Run one cycle now, whether the loop is on or off.
     #[command(after_help = "Examples:\n  showrunner run-once\n  showrunner run-once --json | jq .execution")]
     RunOnce(Server),
@@ -100,10 +119,22 @@ enum Command {
     /// Read, verify, export or prune the ledger.
     #[command(subcommand)]
     Ledger(ledger::Ledger),
+    /// Run, check, draw or import pipelines.
+    #[command(subcommand)]
+    Pipelines(pipelines::Command),
+    /// What is known of tasks.
+    #[command(subcommand)]
+    Tasks(tasks::Tasks),
+    /// Run commands for the queue's tasks, as a worker of the service.
+    #[cfg(unix)]
+    Worker(worker::Worker),
     /// Decide a recorded cycle again and say whether the same comes out.
     Replay(replay::Replay),
     /// Bring the database's schema up to this program's.
     Migrate(migrate::Migrate),
+    /// Make the database ready.
+    #[command(subcommand)]
+    Db(migrate::Database),
     /// Show the configuration.
     #[command(subcommand)]
     Config(settings::Settings),
@@ -142,7 +173,11 @@ impl Common {
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|refused| {
+        // What clap repeats of an argument must not move the cursor: the same again, with such characters as escapes.
+        let arguments = std::env::args_os().map(|argument| visible(&argument.to_string_lossy()));
+        Cli::try_parse_from(arguments).err().unwrap_or(refused).exit()
+    });
     // Whoever opens a TLS connection finds the one provider that is built in; set twice is set.
     _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -161,6 +196,13 @@ async fn run(cli: Cli) -> Outcome {
     match command {
         Command::Serve(serve) => serve.run(&common, &mut out).await,
         Command::Demo(demo) => demo.run(&mut out).await,
+        #[cfg(unix)]
+        Command::Agent(agent) => agent.run(&out).await,
+        #[cfg(unix)]
+        Command::Watchdog => {
+            watchdog::watch().await;
+            Ok(())
+        }
         Command::RunOnce(server) => steer::run_once(&common, &server, &mut out).await,
         Command::Snapshot(server) => steer::snapshot(&common, &server, &mut out).await,
         Command::Status(server) => steer::status(&common, &server, &mut out).await,
@@ -168,6 +210,11 @@ async fn run(cli: Cli) -> Outcome {
         Command::Disable(server) => steer::switch(&common, &server, false, &mut out).await,
         Command::Rules(rules) => rules.run(&common, &mut out),
         Command::Ledger(ledger) => ledger.run(&common, &mut out).await,
+        Command::Pipelines(pipelines) => pipelines.run(&common, &mut out).await,
+        Command::Tasks(tasks) => tasks.run(&common, &mut out).await,
+        #[cfg(unix)]
+        Command::Worker(worker) => worker.run(&common, &mut out).await,
+        Command::Db(database) => database.run(&common, &mut out).await,
         Command::Replay(replay) => replay.run(&common, &mut out).await,
         Command::Migrate(migrate) => migrate.run(&common, &mut out).await,
         Command::Config(settings) => settings.run(&common, &mut out),

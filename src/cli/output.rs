@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::failure::Outcome;
-use crate::telemetry::visible;
+use crate::telemetry::{turns_text, visible};
 
 /// Standard output, and whether it is a program that reads it.
 pub(super) struct Output {
@@ -29,7 +29,7 @@ impl Output {
         let text =
             if self.stream.is_terminal() { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
         let text = text.map_err(|cause| super::failure::Failure::failed(cause.to_string()))?;
-        self.bytes(format!("{text}\n").as_bytes())
+        self.bytes(format!("{}\n", escaped(&text)).as_bytes())
     }
 
     /// One line; what others wrote into it can do nothing to a terminal.
@@ -53,6 +53,20 @@ impl Output {
         self.stream.write_all(bytes)?;
         Ok(self.stream.flush()?)
     }
+}
+
+/// The same JSON with what could move a cursor or turn text around as escapes: outside of its strings JSON has none of
+/// that, but for the ends of lines.
+pub(super) fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character != '\n' && (character.is_control() || turns_text(character)) {
+            text.push_str(&format!("\\u{:04x}", character as u32));
+        } else {
+            text.push(character);
+        }
+    }
+    text
 }
 
 /// A value that may be missing.

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::Common;
 use super::failure::{Failure, Outcome};
 use super::output::{Output, or_dash};
+use crate::config::Config;
 use crate::control::decider::{Mode, Refresh, RuleBook, RuleError, RuleSet, rules};
 
 #[derive(Debug, Subcommand)]
@@ -54,11 +55,17 @@ impl Rules {
 
 /// Loads the folder, or what is configured, as the service would.
 fn load(folder: Option<PathBuf>, common: &Common) -> Outcome<Result<Arc<RuleSet>, Vec<RuleError>>> {
-    let folder = match folder {
-        Some(folder) => Some(folder),
-        None => common.load()?.rules_dir,
+    let book = match (folder, common.load()) {
+        (Some(folder), Ok(config)) => RuleBook::folder_for(folder, config.publishing.platforms.into_keys().collect()),
+        // A folder can be checked where no service is configured.
+        (Some(folder), Err(_)) => RuleBook::folder(folder),
+        (None, config) => match config? {
+            Config { rules_dir: Some(folder), publishing, .. } => {
+                RuleBook::folder_for(folder, publishing.platforms.into_keys().collect())
+            }
+            _ => RuleBook::built_in(),
+        },
     };
-    let book = folder.map_or_else(RuleBook::built_in, RuleBook::folder);
     Ok(match book.refresh() {
         Refresh::Rejected { errors, .. } => Err(errors),
         Refresh::Unchanged | Refresh::Loaded { .. } => Ok(book.current()),

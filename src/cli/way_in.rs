@@ -190,11 +190,11 @@ impl Remote {
             let start: String = text.chars().take(SHOWN_CHARS).collect();
             Failure::failed(format!("{} answers as no showrunner does ({cause}): {start}", self.base))
         };
-        let mut value: Value = serde_json::from_str(&text).map_err(|cause| not_ours(cause.to_string()))?;
-        let value = match part {
-            Some(part) => value.get_mut(part).map(Value::take).ok_or_else(|| not_ours(format!("no `{part}`")))?,
-            None => value,
+        let Some(part) = part else {
+            return serde_json::from_str(&text).map_err(|cause| not_ours(cause.to_string()));
         };
+        let mut value: Value = serde_json::from_str(&text).map_err(|cause| not_ours(cause.to_string()))?;
+        let value = value.get_mut(part).map(Value::take).ok_or_else(|| not_ours(format!("no `{part}`")))?;
         serde_json::from_value(value).map_err(|cause| not_ours(cause.to_string()))
     }
 

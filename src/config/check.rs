@@ -24,6 +24,10 @@ impl Config {
         self.check_place(&mut faults);
         self.check_loop(&mut faults, action_kinds);
         self.publishing.check(&mut faults);
+        faults.0.extend(self.storage.parse().err().unwrap_or_default());
+        if let Err(weak) = super::check_secret_key(self.secret_key.expose_secret()) {
+            faults.add("secret_key", weak);
+        }
         self.auth.check(&mut faults);
         self.check_bounds(&mut faults);
         check_level(&mut faults, &self.log.level);
@@ -68,6 +72,11 @@ impl Config {
         faults.within("queue.max_concurrency", self.queue.max_concurrency as u64, 1..=1_000);
         faults.within("queue.poll_interval_ms", self.queue.poll_interval_ms, 10..=60_000);
         faults.within("queue.lease_seconds", self.queue.lease_seconds, 5..=3_600);
+        faults.within("queue.idempotency_ttl_seconds", self.queue.idempotency_ttl_seconds, 0..=31_536_000);
+        faults.within("queue.max_retry_delay_ms", self.queue.max_retry_delay_ms, 0..=31_536_000_000);
+        faults.within("pipelines.engines", self.pipelines.engines as u64, 0..=100);
+        faults.within("pipelines.lease_seconds", self.pipelines.lease_seconds, 2..=3_600);
+        self.check_fleet(faults);
         faults.within("http.body_limit_bytes", self.http.body_limit_bytes as u64, 1_024..=64 << 20);
         faults.within("http.requests_per_second", self.http.requests_per_second.into(), 1..=100_000);
         faults.within("http.request_timeout_ms", self.http.request_timeout_ms, 100..=600_000);
@@ -78,9 +87,36 @@ impl Config {
             ("retention.cycles_days", retention.cycles_days),
             ("retention.jobs_days", retention.jobs_days),
             ("retention.ledger_days", retention.ledger_days),
+            ("retention.events_days", retention.events_days),
+            ("retention.dead_letters_days", retention.dead_letters_days),
         ] {
             faults.within(key, days.into(), 0..=36_500);
         }
+    }
+}
+
+impl Config {
+    fn check_fleet(&self, faults: &mut Faults) {
+        let fleet = &self.fleet;
+        let token = fleet.agent_token.expose_secret();
+        if !token.is_empty() && token.chars().count() < MIN_TOKEN_CHARS && token != super::DEVELOPMENT_TOKEN {
+            faults.add("fleet.agent_token", format!("is shorter than {MIN_TOKEN_CHARS} characters and can be guessed"));
+        }
+        if token == super::DEVELOPMENT_TOKEN && !self.host.is_loopback() {
+            faults.add(
+                "fleet.agent_token",
+                "is the one that everybody knows; take a token of your own, or host 127.0.0.1",
+            );
+        }
+        faults.within("fleet.heartbeat_interval_ms", fleet.heartbeat_interval_ms, 100..=600_000);
+        faults.within("fleet.heartbeat_timeout_ms", fleet.heartbeat_timeout_ms, 200..=3_600_000);
+        if fleet.heartbeat_timeout_ms < fleet.heartbeat_interval_ms.saturating_mul(2) {
+            let message = "is less than twice heartbeat_interval_ms: one late heartbeat would lose an agent";
+            faults.add("fleet.heartbeat_timeout_ms", message);
+        }
+        faults.within("fleet.stop_grace_ms", fleet.stop_grace_ms, 0..=3_600_000);
+        faults.within("fleet.kill_after_ms", fleet.kill_after_ms, 100..=3_600_000);
+        faults.within("fleet.reconnect_grace_ms", fleet.reconnect_grace_ms, 0..=3_600_000);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::telemetry::visible;
+
 /// Why the configuration was refused: one line for each fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
@@ -20,8 +22,10 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A fault whose place is not known yet. Keys and messages quote what was written: it shall not turn a terminal.
     pub(super) fn at(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { origin: String::new(), key: key.into(), message: message.into() }
+        let message: Vec<String> = message.into().lines().map(visible).collect();
+        Self { origin: String::new(), key: visible(&key.into()), message: message.join("\n") }
     }
     pub(super) fn from(mut self, origin: &str) -> Self {
         origin.clone_into(&mut self.origin);

@@ -5,7 +5,11 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 /// A larger file is not a configuration.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 64 << 10;
+/// Brackets inside of brackets, and parts of a dotted key; the deepest key has four. Parsers nest their calls for each.
+const MAX_DEPTH: usize = 32;
+/// Aliases of a YAML file: an alias of an alias of a list makes gigabytes of a few lines.
+const MAX_ALIASES: usize = 10;
 
 /// Reads a YAML or TOML file as one tree; the error is what is wrong, without the file's name.
 pub(super) fn read_file(path: &Path) -> Result<Value, String> {
@@ -26,9 +30,37 @@ fn parse(text: &str, format: config::FileFormat) -> Result<Value, String> {
     if text.lines().all(|line| matches!(line.trim().as_bytes().first(), None | Some(b'#'))) {
         return Ok(Value::Object(Map::new())); // an empty file sets nothing
     }
+    bounded(text, format)?;
     config::Config::builder()
         .add_source(config::File::from_str(text, format))
         .build()
         .and_then(config::Config::try_deserialize::<Value>)
         .map_err(|cause| format!("cannot be read: {cause}"))
+}
+
+/// What the parsers would need too long or too much for; looked for in the text, before they see it.
+fn bounded(text: &str, format: config::FileFormat) -> Result<(), String> {
+    let (mut depth, mut deepest) = (0_usize, 0_usize);
+    for letter in text.bytes() {
+        match letter {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    let leading = |line: &str| line.split_whitespace().take_while(|word| matches!(*word, "-" | "?")).count();
+    let parts = |line: &str| line.split('=').next().unwrap_or_default().matches('.').count();
+    let nested = text.lines().map(|line| leading(line).max(parts(line))).max().unwrap_or(0);
+    if deepest.max(nested) > MAX_DEPTH {
+        return Err(format!("nests more than {MAX_DEPTH} deep"));
+    }
+    let begins = |before: Option<char>| before.is_none_or(|before| before.is_whitespace() || "[{,:-".contains(before));
+    let aliases = text
+        .match_indices('*')
+        .filter(|(at, _)| begins(text[..*at].chars().next_back()) && text[at + 1..].starts_with(char::is_alphanumeric));
+    if format == config::FileFormat::Yaml && aliases.count() > MAX_ALIASES {
+        return Err(format!("has more than {MAX_ALIASES} aliases (`*name`)"));
+    }
+    Ok(())
 }

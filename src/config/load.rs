@@ -13,16 +13,29 @@ use super::file::read_file;
 use super::shape::{Kind, Shape, defaults, did_you_mean, join};
 
 /// The variables that other documents name, and the keys that they set.
-const NAMED_VARIABLES: [(&str, &str); 9] = [
+const NAMED_VARIABLES: [(&str, &str); 22] = [
+    ("AGENT_TOKEN", "fleet.agent_token"),
     ("DATABASE_URL", "database_url"),
+    ("DEFAULT_STORAGE_BACKEND_ID", "storage.default_backend"),
+    ("DLQ_RETENTION_DAYS", "retention.dead_letters_days"),
+    ("ENGINES", "pipelines.engines"),
+    ("HEARTBEAT_INTERVAL_MS", "fleet.heartbeat_interval_ms"),
+    ("HEARTBEAT_TIMEOUT_MS", "fleet.heartbeat_timeout_ms"),
     ("HOST", "host"),
+    ("IDEMPOTENCY_TTL_SECONDS", "queue.idempotency_ttl_seconds"),
+    ("KILL_AFTER_MS", "fleet.kill_after_ms"),
     ("LOG_LEVEL", "log.level"),
     ("MAX_CONCURRENCY", "queue.max_concurrency"),
+    ("MAX_RETRY_DELAY_MS", "queue.max_retry_delay_ms"),
+    ("MODE", "mode"),
     ("ORCHESTRATOR_ENABLED", "orchestrator.enabled"),
     ("ORCHESTRATOR_INTERVAL_SECONDS", "orchestrator.interval_seconds"),
+    ("PIPEWEAVE_SECRET_KEY", "secret_key"),
     ("POLL_INTERVAL_MS", "queue.poll_interval_ms"),
     ("PORT", "port"),
     ("RULES_DIR", "rules_dir"),
+    ("STOP_GRACE_MS", "fleet.stop_grace_ms"),
+    ("STORAGE_BACKENDS", "storage.backends"),
 ];
 
 /// Variables of ours that set no key: where the file is, and what the command line talks to.
@@ -50,9 +63,13 @@ pub struct Loaded {
 
 /// The file in the user's data folder, or in the working directory where there is no home.
 pub(super) fn default_database_url() -> String {
+    format!("sqlite://{}", data_folder().join("showrunner.db").display())
+}
+
+/// The user's data folder; empty where there is no home.
+pub(super) fn data_folder() -> PathBuf {
     let folder = directories::ProjectDirs::from("", "", "showrunner").map(|dirs| dirs.data_dir().to_path_buf());
-    let file = folder.unwrap_or_default().join("showrunner.db");
-    format!("sqlite://{}", file.display())
+    folder.unwrap_or_default()
 }
 
 impl Config {
@@ -170,6 +187,10 @@ impl Reading {
             (shape, Value::Null) if !matches!(shape, Shape::Leaf(Kind::Number)) => {}
             (Shape::Fields(_) | Shape::Named(_), Value::Object(fields)) => {
                 self.put(&key, None);
+                if matches!(within, Shape::Named(_)) {
+                    // What it lacks has no place of its own.
+                    self.origins.insert(key.clone(), origin.to_owned());
+                }
                 for (name, value) in fields {
                     self.merge(shape, &key, &name, value, origin);
                 }
@@ -408,7 +429,8 @@ fn is_name(name: &str) -> bool {
 
 /// A value as it was written, unless it is a secret.
 fn shown(key: &str, value: &Value) -> String {
-    if key.ends_with("secret") || key.ends_with("token") || key == "database_url" {
+    const SECRETS: [&str; 3] = ["database_url", "secret_key", "storage.backends"];
+    if key.ends_with("secret") || key.ends_with("token") || SECRETS.contains(&key) {
         return "the value".to_owned();
     }
     match value {

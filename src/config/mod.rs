@@ -6,8 +6,11 @@
 mod check;
 mod fault;
 mod file;
+mod fleet;
 mod load;
+mod pipelines;
 mod shape;
+mod storage;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,7 +20,10 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use fault::{ConfigError, Fault};
+pub use fleet::{DEVELOPMENT_TOKEN, Fleet, Strategy};
 pub use load::{Loaded, Overrides};
+pub use pipelines::Pipelines;
+pub use storage::{Backend, Backends, Place, Storage};
 
 use crate::actor::Role;
 
@@ -34,6 +40,8 @@ pub struct Config {
     pub host: IpAddr,
     /// The port to listen on; 0 takes a free one.
     pub port: u16,
+    /// `standalone` works by itself; `serverless` only when `POST /api/process` is called.
+    pub mode: Mode,
     /// The folder with the rules. Default: the rules that are built in.
     pub rules_dir: Option<PathBuf>,
     /// The loop.
@@ -42,8 +50,17 @@ pub struct Config {
     pub governors: Governors,
     /// The queue's workers in this process.
     pub queue: Queue,
+    /// Pipelines and their engines.
+    pub pipelines: Pipelines,
+    /// Agents and their streams.
+    pub fleet: Fleet,
     /// Platforms, windows and connectors.
     pub publishing: Publishing,
+    /// Where large values are kept.
+    pub storage: Storage,
+    /// What the service shares with its workers: 64 hexadecimal digits. Without it remote workers are refused.
+    #[serde(serialize_with = "redacted")]
+    pub secret_key: SecretString,
     /// How long finished work is kept.
     pub retention: Retention,
     /// Who may come in.
@@ -52,6 +69,17 @@ pub struct Config {
     pub http: Http,
     /// What is logged and how.
     pub log: Log,
+}
+
+/// Whether the service works by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It looks for work all the time.
+    #[default]
+    Standalone,
+    /// It works only while `POST /api/process` is answered: for platforms that stop a program between requests.
+    Serverless,
 }
 
 /// How much of the newest work a power cut may take with it on SQLite. A crash of the process loses nothing either way.
@@ -103,6 +131,10 @@ pub struct Queue {
     pub poll_interval_ms: u64,
     /// Seconds that a claimed job is leased; a running one is renewed.
     pub lease_seconds: u64,
+    /// Seconds that a client's idempotency key holds unless it says so.
+    pub idempotency_ttl_seconds: u64,
+    /// Milliseconds before another try at most, for tasks that name no bound.
+    pub max_retry_delay_ms: u64,
 }
 
 /// Platforms, windows and connectors.
@@ -208,10 +240,14 @@ pub struct Retention {
     pub idle_cycles_days: u32,
     /// All other cycles.
     pub cycles_days: u32,
-    /// Finished jobs.
+    /// Finished jobs and runs.
     pub jobs_days: u32,
     /// Ledger entries; a checkpoint stays.
     pub ledger_days: u32,
+    /// Events.
+    pub events_days: u32,
+    /// Dead letters, retried or not.
+    pub dead_letters_days: u32,
 }
 
 /// Who may come in.
@@ -302,11 +338,16 @@ impl Default for Config {
             durability: Durability::default(),
             host: IpAddr::from([127, 0, 0, 1]),
             port: 8000,
+            mode: Mode::default(),
             rules_dir: None,
             orchestrator: Orchestrator::default(),
             governors: Governors::default(),
             queue: Queue::default(),
+            pipelines: Pipelines::default(),
+            fleet: Fleet::default(),
             publishing: Publishing::default(),
+            storage: Storage::default(),
+            secret_key: SecretString::default(),
             retention: Retention::default(),
             auth: Auth::default(),
             http: Http::default(),
@@ -327,7 +368,18 @@ impl Default for Governors {
             rule_blast_radius: 25,
             plan_blast_radius: 50,
             budget_per_hour: 120,
-            budgets: BTreeMap::from([("trigger_reconciliation".to_owned(), 30), ("rebalance_queue".to_owned(), 30)]),
+            budgets: [
+                ("trigger_reconciliation", 30),
+                ("rebalance_queue", 30),
+                ("pause_queue", 10),
+                ("quarantine_worker", 10),
+                ("pause_trigger", 10),
+                ("cancel_run", 10),
+                ("drain_agent", 10),
+                ("restart_stream", 30),
+            ]
+            .map(|(kind, budget)| (kind.to_owned(), budget))
+            .into(),
             breaker_failures: 5,
             breaker_open_seconds: 300,
         }
@@ -336,7 +388,13 @@ impl Default for Governors {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { max_concurrency: 10, poll_interval_ms: 1000, lease_seconds: 60 }
+        Self {
+            max_concurrency: 10,
+            poll_interval_ms: 1000,
+            lease_seconds: 60,
+            idempotency_ttl_seconds: 86_400,
+            max_retry_delay_ms: 86_400_000,
+        }
     }
 }
 
@@ -378,7 +436,14 @@ impl Default for Sandbox {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { idle_cycles_days: 2, cycles_days: 30, jobs_days: 14, ledger_days: 0 }
+        Self {
+            idle_cycles_days: 2,
+            cycles_days: 30,
+            jobs_days: 14,
+            ledger_days: 0,
+            events_days: 14,
+            dead_letters_days: 30,
+        }
     }
 }
 
@@ -397,6 +462,18 @@ impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Auto }
     }
+}
+
+/// Whether the key shared with workers is one; no key is one too. The error says how to make one.
+pub fn check_secret_key(key: &str) -> Result<(), String> {
+    let digits = key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let distinct: std::collections::BTreeSet<u8> = key.bytes().map(|byte| byte.to_ascii_lowercase()).collect();
+    // 64 random digits hold fewer than 8 different ones less than once in 10^15.
+    if key.is_empty() || digits && key.len() == 64 && distinct.len() >= 8 {
+        return Ok(());
+    }
+    let fault = if digits && key.len() == 64 { "can be guessed" } else { "is not 64 hexadecimal digits (32 bytes)" };
+    Err(format!("{fault}; `openssl rand -hex 32` makes one, and the workers need the same"))
 }
 
 fn redacted<S: Serializer>(_: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,4 +1,4 @@
-//! What the loop can do: the seven actions, typed. Unknown names and bad parameters are refused when rules load.
+//! What the loop can do: the actions, typed. Unknown names and bad parameters are refused when rules load.
 
 use serde::{Deserialize, Serialize};
 
@@ -42,10 +42,70 @@ pub enum Action {
         #[serde(default)]
         emergency: bool,
     },
+    /// Give a job that ran out of tries another round of them.
+    RetryDeadLetter {
+        /// The dead letter.
+        dead_letter_id: i64,
+    },
+    /// Hand out no more of a queue's jobs.
+    PauseQueue {
+        /// The queue's name.
+        queue: String,
+    },
+    /// Hand a queue's jobs out again that the loop has paused.
+    ResumeQueue {
+        /// The queue's name.
+        queue: String,
+    },
+    /// Have a failed run go on from the step that failed.
+    RetryRun {
+        /// The run.
+        run_id: i64,
+    },
+    /// Give a run up.
+    CancelRun {
+        /// The run.
+        run_id: i64,
+    },
+    /// Stop a trigger.
+    PauseTrigger {
+        /// The trigger.
+        trigger_id: String,
+    },
+    /// Give a worker no jobs for a while.
+    QuarantineWorker {
+        /// The worker.
+        worker_id: String,
+    },
+    /// Give an agent nothing new.
+    DrainAgent {
+        /// The agent.
+        agent_id: String,
+    },
+    /// Let an agent work again that the loop has drained.
+    UndrainAgent {
+        /// The agent.
+        agent_id: String,
+    },
+    /// End a stream and begin it again.
+    RestartStream {
+        /// The stream job.
+        job_id: String,
+    },
+    /// End a stream for good.
+    StopStream {
+        /// The stream job.
+        job_id: String,
+    },
+    /// Begin a stream on another agent.
+    MoveStream {
+        /// The stream job.
+        job_id: String,
+    },
 }
 
 /// The names of all action kinds, as rules, configuration and the ledger write them.
-pub const ACTION_KINDS: [&str; 7] = [
+pub const ACTION_KINDS: [&str; 19] = [
     "schedule_clip",
     "retry_failed_log",
     "trigger_reconciliation",
@@ -53,6 +113,18 @@ pub const ACTION_KINDS: [&str; 7] = [
     "downgrade_low_score_clip",
     "force_publish",
     "rebalance_queue",
+    "retry_dead_letter",
+    "pause_queue",
+    "resume_queue",
+    "retry_run",
+    "cancel_run",
+    "pause_trigger",
+    "quarantine_worker",
+    "drain_agent",
+    "undrain_agent",
+    "restart_stream",
+    "stop_stream",
+    "move_stream",
 ];
 
 impl Action {
@@ -66,7 +138,36 @@ impl Action {
             Self::DowngradeLowScoreClip { .. } => "downgrade_low_score_clip",
             Self::ForcePublish { .. } => "force_publish",
             Self::RebalanceQueue { .. } => "rebalance_queue",
+            Self::RetryDeadLetter { .. } => "retry_dead_letter",
+            Self::PauseQueue { .. } => "pause_queue",
+            Self::ResumeQueue { .. } => "resume_queue",
+            Self::RetryRun { .. } => "retry_run",
+            Self::CancelRun { .. } => "cancel_run",
+            Self::PauseTrigger { .. } => "pause_trigger",
+            Self::QuarantineWorker { .. } => "quarantine_worker",
+            Self::DrainAgent { .. } => "drain_agent",
+            Self::UndrainAgent { .. } => "undrain_agent",
+            Self::RestartStream { .. } => "restart_stream",
+            Self::StopStream { .. } => "stop_stream",
+            Self::MoveStream { .. } => "move_stream",
         }
+    }
+
+    /// Whether it is done to the fleet, whose instances must hear of it.
+    pub fn is_of_fleet(&self) -> bool {
+        matches!(
+            self,
+            Self::DrainAgent { .. }
+                | Self::UndrainAgent { .. }
+                | Self::RestartStream { .. }
+                | Self::StopStream { .. }
+                | Self::MoveStream { .. }
+        )
+    }
+
+    /// Whether it is done to a run of a pipeline, of which an engine must hear.
+    pub fn is_of_runs(&self) -> bool {
+        matches!(self, Self::RetryRun { .. } | Self::CancelRun { .. })
     }
 
     /// What it is done to: proposals of the same kind and target are one action; cooldowns go by it.
@@ -80,6 +181,15 @@ impl Action {
             Self::TriggerReconciliation => "platforms".to_owned(),
             Self::RebalanceQueue { emergency: false } => "queue".to_owned(),
             Self::RebalanceQueue { emergency: true } => "queue:emergency".to_owned(),
+            Self::RetryDeadLetter { dead_letter_id } => format!("dead_letter:{dead_letter_id}"),
+            Self::PauseQueue { queue } | Self::ResumeQueue { queue } => format!("queue:{queue}"),
+            Self::RetryRun { run_id } | Self::CancelRun { run_id } => format!("run:{run_id}"),
+            Self::PauseTrigger { trigger_id } => format!("trigger:{trigger_id}"),
+            Self::QuarantineWorker { worker_id } => format!("worker:{worker_id}"),
+            Self::DrainAgent { agent_id } | Self::UndrainAgent { agent_id } => format!("agent:{agent_id}"),
+            Self::RestartStream { job_id } | Self::StopStream { job_id } | Self::MoveStream { job_id } => {
+                format!("stream:{job_id}")
+            }
         }
     }
 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cycles::{self, Ending, NewCycle, SnapshotWriter, Trigger};
-use super::decider::{self, Decision, Refresh, RuleBook, RuleFailure, RuleSet};
+use super::decider::{self, Decision, Refresh, RuleBook, RuleFailure, RuleSet, Unreached};
 use super::executor::{Execution, Executor};
+use super::gap::Gap;
 use super::governors;
 use super::health::assess_health;
 use super::leader::{self, TermOver};
@@ -56,8 +57,12 @@ pub struct CycleRunner {
     /// The rule set that is known to be stored.
     stored_rules: Option<String>,
     reported_failures: HashMap<(String, String), Duration>,
+    /// The rule that the last cycle did not reach: the next one begins with it.
+    first_rule: Option<String>,
     /// Cycles that failed without the database to write it to: how many, since when, and the first error.
     unrecorded: Option<(u64, Timestamp, String)>,
+    /// A time without cycles that the next one ends.
+    gap: Option<Gap>,
 }
 
 /// A cycle's look and decision, before anything is written.
@@ -103,7 +108,9 @@ impl CycleRunner {
             snapshots: SnapshotWriter::default(),
             stored_rules: None,
             reported_failures: HashMap::new(),
+            first_rule: None,
             unrecorded: None,
+            gap: None,
         }
     }
 
@@ -131,8 +138,10 @@ impl CycleRunner {
     async fn try_run(&mut self, occasion: Occasion<'_>) -> Result<i64, CycleError> {
         let mut entries = self.refresh_rules();
         let decided = self.decide().await?;
+        entries.extend(self.gap.as_ref().map(Gap::entry));
         entries.extend(self.recount_unrecorded());
         entries.extend(self.report_failures(&decided.decision.failures));
+        entries.extend(self.report_unreached(decided.decision.unreached.as_ref()));
         if decided.decision.blast_radius_exceeded {
             let payload = json!({ "summary": decided.decision.summary });
             entries.push(
@@ -145,6 +154,7 @@ impl CycleRunner {
             self.act(occasion, decided, entries).await?
         };
         self.unrecorded = None;
+        self.gap = None;
         Ok(id)
     }
 
@@ -154,7 +164,7 @@ impl CycleRunner {
         let mut snapshot = self.monitor.look().await?;
         let health_failures = assess_health(&rules, &mut snapshot, &self.clock);
         let observed = self.clock.elapsed();
-        let mut proposals = decider::propose(&rules, &snapshot, &self.clock);
+        let mut proposals = decider::propose(&rules, &snapshot, &self.clock, self.first_rule.as_deref());
         proposals.add_failures(health_failures);
         let memory = governors::recall(&self.db, &proposals, snapshot.at).await?;
         let decision = decider::plan(proposals, &memory, &self.settings, snapshot.at);
@@ -179,10 +189,11 @@ impl CycleRunner {
             snapshot: stored.clone(),
             ..self.new_cycle(occasion, &decided)
         };
+        let mut all = self.close_unrecorded(&mut tx).await?;
         let id = cycles::insert(&mut tx, &row).await?;
         self.store_rules(&mut tx, &decided.rules).await?;
         let system = &decided.snapshot.system;
-        let mut all = vec![started(id, occasion, &decided)];
+        all.push(started(id, occasion, &decided));
         all.extend(entries.into_iter().map(|entry| entry.cycle(id)));
         let payload = json!({ "health": system.health_score });
         all.push(Entry::new("orchestrator.cycle_idle", Actor::Loop, payload).cycle(id));
@@ -204,9 +215,10 @@ impl CycleRunner {
         let stored = self.snapshots.encode(&snapshot);
         let mut tx = self.begin_fenced(occasion.term).await?;
         let row = NewCycle { status: "running", snapshot: stored.clone(), ..self.new_cycle(occasion, &decided) };
+        let mut all = self.close_unrecorded(&mut tx).await?;
         let id = cycles::insert(&mut tx, &row).await?;
         self.store_rules(&mut tx, &decided.rules).await?;
-        let mut all = vec![started(id, occasion, &decided)];
+        all.push(started(id, occasion, &decided));
         all.extend(entries.into_iter().map(|entry| entry.cycle(id)));
         ledger::append(&mut tx, &all).await?;
         tx.commit().await?;
@@ -343,10 +355,47 @@ impl CycleRunner {
         entries
     }
 
+    /// Remembers where the next cycle begins; rules that were not reached are told of once in an hour.
+    fn report_unreached(&mut self, unreached: Option<&Unreached>) -> Option<Entry> {
+        self.first_rule = unreached.and_then(|unreached| unreached.rules.first().cloned());
+        let unreached = unreached?;
+        let now = self.clock.elapsed();
+        let key = (String::new(), "unreached".to_owned());
+        if self.reported_failures.contains_key(&key) {
+            return None;
+        }
+        self.reported_failures.insert(key, now);
+        let (count, because) = (unreached.count, &unreached.because);
+        tracing::warn!(count, because, "rules were not reached; the next cycle begins with them");
+        Some(
+            Entry::new("orchestrator.rules_unreached", Actor::Loop, to_json(unreached))
+                .severity(Severity::Warning)
+                .subject("rules"),
+        )
+    }
+
     /// Remembers a cycle that could neither run nor be written down; the next one that can be written tells of it.
     pub fn missed(&mut self, at: Timestamp, error: String) {
         let (count, since, first) = self.unrecorded.take().unwrap_or((0, at, error));
         self.unrecorded = Some((count + 1, since, first));
+    }
+
+    /// Closes a cycle of this leader's that broke off after it was written down, while its end could not be; gives its
+    /// entry.
+    async fn close_unrecorded(&self, tx: &mut Tx) -> Result<Vec<Entry>, db::Error> {
+        let Some((_, _, error)) = &self.unrecorded else { return Ok(Vec::new()) };
+        let closed = cycles::close_broken(tx, error).await?;
+        Ok(closed.into_iter().map(|id| broken(id, error)).collect())
+    }
+
+    /// Remembers that the next cycle ends a time without cycles: because of what could not be written down, or else
+    /// because of `otherwise`.
+    pub(super) fn ends_gap(&mut self, since: Timestamp, until: Timestamp, otherwise: String) {
+        let because = match &self.unrecorded {
+            Some((_, _, error)) => format!("cycles failed and could not be written down: {error}"),
+            None => otherwise,
+        };
+        self.gap = Some(Gap { since, until, seconds: until.since(since).as_secs(), because });
     }
 
     /// What could not be written down while the database was away.
@@ -365,11 +414,7 @@ impl CycleRunner {
                 Some(id) => *id,
                 None => self.insert_failed(&mut tx, occasion, &error).await?,
             };
-            let entry = Entry::new("orchestrator.cycle_error", Actor::Loop, json!({ "error": error }))
-                .severity(Severity::Error)
-                .subject("cycle")
-                .cycle(id);
-            ledger::append(&mut tx, &[entry]).await?;
+            ledger::append(&mut tx, &[broken(id, &error)]).await?;
             Ok::<_, CycleError>(tx.commit().await?)
         };
         if recorded.await.is_err() {
@@ -407,6 +452,14 @@ fn count(trigger: Trigger, status: &'static str) {
     metrics::counter!("showrunner_cycles_total", "trigger" => trigger.as_str(), "status" => status).increment(1);
 }
 
+/// The entry of a cycle that came to no end.
+fn broken(id: i64, error: &str) -> Entry {
+    Entry::new("orchestrator.cycle_error", Actor::Loop, json!({ "error": error }))
+        .severity(Severity::Error)
+        .subject("cycle")
+        .cycle(id)
+}
+
 fn started(id: i64, occasion: Occasion<'_>, decided: &Decided) -> Entry {
     let system = &decided.snapshot.system;
     let mut payload = json!({ "health": system.health_score, "status": system.status });
@@ -415,6 +468,9 @@ fn started(id: i64, occasion: Occasion<'_>, decided: &Decided) -> Entry {
     }
     if !decided.decision.actions.is_empty() {
         payload["actions"] = decided.decision.actions.len().into();
+    }
+    if occasion.skipped_ticks > 0 {
+        payload["skipped_ticks"] = occasion.skipped_ticks.into();
     }
     if let Some(asked_by) = occasion.asked_by {
         payload["asked_by"] = asked_by.into();

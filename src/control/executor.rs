@@ -18,7 +18,7 @@ use crate::config;
 use crate::db::{self, Db, Topic, Tx};
 use crate::ledger::{self, Entry, Severity};
 use crate::planes::publishing::{self, Publishing};
-use crate::planes::{ActError, Effect, queue};
+use crate::planes::{ActError, Effect, fleet, pipelines, queue};
 
 /// What became of a plan: the `execution` of a cycle's report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -51,6 +51,7 @@ pub struct ActionResult {
 pub struct Executor {
     db: Db,
     publishing: Arc<Publishing>,
+    fleet: Option<fleet::Rules>,
     settings: config::Governors,
 }
 
@@ -73,25 +74,28 @@ enum Attempt {
 impl Executor {
     /// An executor over the given planes.
     pub fn new(db: Db, publishing: Arc<Publishing>, settings: config::Governors) -> Self {
-        Self { db, publishing, settings }
+        Self { db, publishing, fleet: None, settings }
+    }
+
+    /// Also what is done to the fleet, by its rules; without them it is refused.
+    pub fn with_fleet(self, rules: fleet::Rules) -> Self {
+        Self { fleet: Some(rules), ..self }
     }
 
     /// Carries out `plan` in its order under `term`. Breaks off when the term is over: whatever is left is another
     /// leader's to decide.
     pub async fn execute(&self, cycle_id: i64, term: i64, plan: &[PlannedAction]) -> (Execution, Option<Broken>) {
-        let mut execution = Execution::default();
+        let (mut execution, mut broken) = (Execution::default(), None);
         for planned in plan {
             execution.total += 1;
             let (outcome, detail) = match self.attempt(cycle_id, term, planned).await {
                 Attempt::Executed(effect) => (ActionOutcome::Executed, effect.detail),
                 Attempt::TermOver(over) => {
                     execution.failed += 1;
-                    execution.results.push(result(
-                        planned,
-                        ActionOutcome::Failed,
-                        json!({ "error": over.to_string() }),
-                    ));
-                    return (execution, Some(over.into()));
+                    let detail = json!({ "error": over.to_string() });
+                    execution.results.push(result(planned, ActionOutcome::Failed, detail));
+                    broken = Some(over.into());
+                    break;
                 }
                 Attempt::Refused(reason) => {
                     let detail = json!({ "refused": reason });
@@ -113,8 +117,14 @@ impl Executor {
         if execution.succeeded > 0 {
             self.db.wake(Topic::Jobs).await;
             self.db.wake(Topic::Publications).await;
+            if plan.iter().any(|planned| planned.action.is_of_runs()) {
+                self.db.wake(Topic::Runs).await;
+            }
+            if plan.iter().any(|planned| planned.action.is_of_fleet()) {
+                self.db.wake(Topic::Fleet).await;
+            }
         }
-        (execution, None)
+        (execution, broken)
     }
 
     async fn attempt(&self, cycle_id: i64, term: i64, planned: &PlannedAction) -> Attempt {
@@ -174,7 +184,23 @@ impl Executor {
                 publishing::act::fail_waiting_on(tx, &rebalanced.failed_jobs).await?;
                 Ok(rebalanced.effect)
             }
+            Action::RetryDeadLetter { dead_letter_id } => queue::act::retry_dead_letter(tx, *dead_letter_id).await,
+            Action::PauseQueue { queue } => queue::act::pause_queue(tx, queue).await,
+            Action::ResumeQueue { queue } => queue::act::resume_queue(tx, queue).await,
+            Action::QuarantineWorker { worker_id } => queue::act::quarantine_worker(tx, worker_id).await,
+            Action::RetryRun { run_id } => pipelines::act::retry_run(tx, *run_id).await,
+            Action::CancelRun { run_id } => pipelines::act::cancel_run(tx, *run_id).await,
+            Action::PauseTrigger { trigger_id } => pipelines::act::pause_trigger(tx, trigger_id).await,
+            Action::DrainAgent { agent_id } => fleet::act::drain_agent(tx, self.fleet()?, agent_id).await,
+            Action::UndrainAgent { agent_id } => fleet::act::undrain_agent(tx, self.fleet()?, agent_id).await,
+            Action::RestartStream { job_id } => fleet::act::restart_stream(tx, self.fleet()?, job_id).await,
+            Action::StopStream { job_id } => fleet::act::stop_stream(tx, self.fleet()?, job_id).await,
+            Action::MoveStream { job_id } => fleet::act::move_stream(tx, self.fleet()?, job_id).await,
         }
+    }
+
+    fn fleet(&self) -> Result<&fleet::Rules, ActError> {
+        self.fleet.as_ref().ok_or_else(|| ActError::refused("this process has no fleet"))
     }
 
     /// Records that an action was refused or failed. A commit whose answer was lost may have taken effect: then its

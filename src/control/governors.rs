@@ -82,6 +82,12 @@ pub async fn recall(db: &Db, proposals: &Proposals, now: Timestamp) -> Result<Me
     Ok(memory)
 }
 
+/// The action kinds whose breakers are open.
+pub async fn open_breakers(db: &Db) -> Result<Vec<String>> {
+    let open: Vec<(String,)> = db.query("SELECT action FROM breakers WHERE opened_at IS NOT NULL").all().await?;
+    Ok(open.into_iter().map(|(action,)| action).collect())
+}
+
 /// Remembers that `action` was carried out, refused or failed, in the transaction that records it. Returns what the
 /// breaker has to say for the ledger.
 pub async fn remember(
@@ -161,9 +167,14 @@ async fn move_breaker(
     Ok(vec![entry("orchestrator.breaker_opened", payload).severity(Severity::Warning)])
 }
 
-/// Forgets what can no longer matter.
+/// Forgets what can no longer matter. What lies in the future was written under a clock that has since been set back:
+/// it counts as of now, so that a clock that was a year ahead does not hold the loop for a year.
 pub async fn forget(tx: &mut Tx) -> Result<()> {
-    let before = tx.now().await?.before(LONGEST_COOLDOWN);
+    let now = tx.now().await?;
+    tx.query("UPDATE rule_cooldowns SET acted_at = $1 WHERE acted_at > $1").bind(now).execute().await?;
+    tx.query("UPDATE actions SET created_at = $1 WHERE created_at > $1").bind(now).execute().await?;
+    tx.query("UPDATE breakers SET opened_at = $1 WHERE opened_at > $1").bind(now).execute().await?;
+    let before = now.before(LONGEST_COOLDOWN);
     tx.query("DELETE FROM rule_cooldowns WHERE acted_at < $1").bind(before).execute().await?;
     tx.query("DELETE FROM actions WHERE created_at < $1").bind(before).execute().await?;
     Ok(())

@@ -18,6 +18,7 @@ pub const LEASE: Duration = Duration::from_secs(6);
 /// The lease as the database has it.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct Lease {
+    /// Empty once it was given back: a lapsed lease that still names its holder was left behind.
     pub holder: String,
     pub term: i64,
     pub acquired_at: Timestamp,
@@ -77,7 +78,7 @@ pub async fn release(db: &Db, holder: &str, term: i64) -> Result<()> {
     let mut tx = db.begin().await?;
     let now = tx.now().await?;
     let released = tx
-        .query("UPDATE leases SET expires_at = $1 WHERE name = 'loop' AND term = $2 AND holder = $3")
+        .query("UPDATE leases SET expires_at = $1, holder = '' WHERE name = 'loop' AND term = $2 AND holder = $3")
         .bind(now)
         .bind(term)
         .bind(holder.to_owned())

@@ -17,6 +17,7 @@
 //! | `governors` | what cooldowns, budgets and breakers remember |
 //! | `cycle`, `cycles` | one cycle from end to end; its record |
 //! | `runner` | when a cycle runs |
+//! | `gap` | a time without cycles, and what is said of it |
 //! | `leader`, `switch`, `requests` | who runs it; whether; who asked for one |
 //! | `upkeep` | roll-ups, retention, periodic reconciliation |
 //! | `orchestrator` | the public face |
@@ -26,6 +27,7 @@ mod cycle;
 pub mod cycles;
 pub mod decider;
 mod executor;
+mod gap;
 mod governors;
 pub mod health;
 mod leader;
@@ -42,7 +44,7 @@ mod upkeep;
 pub use cycle::{CycleError, CycleRunner, ENGINE_VERSION, Occasion};
 pub use cycles::Trigger;
 pub use executor::{ActionResult, Execution, Executor};
-pub use governors::ActionOutcome;
+pub use governors::{ActionOutcome, open_breakers};
 pub use leader::acquire as acquire_lead;
 pub use monitor::Monitor;
 pub use runner::{Lead, Mode, Runner, RunnerParts};

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::snapshot::{Snapshot, SystemSection};
 use crate::db::{Db, Result, Timestamp, Tx};
 use crate::ledger;
+use crate::planes::fleet;
+use crate::planes::pipelines::{self, EnginesSection, Pipelines};
 use crate::planes::publishing::{self, Publishing};
 use crate::planes::queue;
 
@@ -15,6 +17,7 @@ use crate::planes::queue;
 pub struct Monitor {
     db: Db,
     publishing: Arc<Publishing>,
+    engines: Option<Arc<Pipelines>>,
 }
 
 /// A reading transaction that is begun again when a failed statement has spoilt it.
@@ -53,7 +56,12 @@ impl Look<'_> {
 impl Monitor {
     /// A monitor over the given planes.
     pub fn new(db: Db, publishing: Arc<Publishing>) -> Self {
-        Self { db, publishing }
+        Self { db, publishing, engines: None }
+    }
+
+    /// Looks at this process's engines too; without them there are none.
+    pub fn with_engines(self, pipelines: Arc<Pipelines>) -> Self {
+        Self { engines: Some(pipelines), ..self }
     }
 
     /// Looks at everything. Fails only when the database cannot be read at all. Health is not worked out yet.
@@ -62,11 +70,18 @@ impl Monitor {
         let at: Timestamp = tx.now().await?;
         let mut look = Look { db: &self.db, tx: Some(tx), unobserved: Vec::new() };
         let publishing = &*self.publishing;
-        let jobs = section!(look, "jobs", |tx| queue::observe(tx, at));
+        // One reading for three sections: either all of them are seen or none.
+        let work = section!(look, "jobs", |tx| queue::observe(tx, at));
+        let (jobs, workers, dead_letters) =
+            work.map_or((None, None, None), |seen| (Some(seen.jobs), Some(seen.workers), Some(seen.dead_letters)));
         let publish_logs = section!(look, "publish_logs", |tx| publishing::observe_publish_logs(tx, at));
         let campaigns = section!(look, "campaigns", |tx| publishing::observe_campaigns(tx));
         let clips = section!(look, "clips", |tx| publishing::observe_clips(tx, publishing, at));
         let ledger = section!(look, "ledger", |tx| ledger::observe(tx, at));
+        let runs = section!(look, "pipelines", |tx| pipelines::observe(tx, at));
+        let agents = section!(look, "agents", |tx| fleet::observe_agents(tx, at));
+        let streams = section!(look, "streams", |tx| fleet::observe_streams(tx, at));
+        let engines = self.engines.as_ref().map_or_else(EnginesSection::default, |plane| plane.observe_engines());
         Ok(Snapshot {
             at,
             jobs,
@@ -75,6 +90,12 @@ impl Monitor {
             campaigns,
             clips,
             ledger,
+            workers,
+            dead_letters,
+            pipelines: runs,
+            engines: Some(engines),
+            agents,
+            streams,
             system: SystemSection { unobserved: look.unobserved, ..SystemSection::default() },
         })
     }

@@ -9,13 +9,14 @@ use utoipa::ToSchema;
 
 use super::decider::RuleBook;
 use super::executor::Execution;
+use super::gap::Gap;
 use super::health::assess_health;
 use super::monitor::Monitor;
 use super::snapshot::Snapshot;
 use super::{cycles, leader, requests, switch};
 use crate::actor::Actor;
 use crate::clock::SharedClock;
-use crate::db::{self, Db, Timestamp, Topic};
+use crate::db::{self, Db, Timestamp, Topic, Trouble};
 
 /// Why the loop could not do what a door asked.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,10 @@ pub struct LoopStatus {
     pub last_cycle: Option<LastCycle>,
     /// When the next cycle is due, if the loop is running.
     pub next_due: Option<Timestamp>,
+    /// The last time in which the loop was on and ran no cycle for more than three intervals.
+    pub last_gap: Option<Gap>,
+    /// What the database fails at now, as this instance sees it; `null` while all is well.
+    pub database: Option<Trouble>,
     /// The rules in force on this instance.
     pub rules: RulesStatus,
 }
@@ -238,6 +243,8 @@ impl Orchestrator {
             instance: self.instance.to_string(),
             last_cycle,
             next_due,
+            last_gap: Gap::last(&self.db).await?,
+            database: self.db.trouble(),
             rules: self.rules.status(),
         })
     }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cycle::{CycleError, CycleRunner, Occasion};
 use super::cycles::{self, Trigger};
+use super::gap::{self, Gap};
 use super::{leader, requests, switch};
 use crate::actor::Actor;
 use crate::clock::SharedClock;
@@ -72,13 +73,17 @@ pub struct Runner {
     renewed_at: Duration,
     /// Whether a request may be taken that was never answered, because the database failed in between.
     may_owe: bool,
+    /// When a cycle of this process last ended well, on the clock's elapsed time.
+    ran_at: Option<Duration>,
+    /// The leader before this one, if it left its lease behind.
+    left_by: Option<String>,
 }
 
 impl Runner {
     /// A runner that has not looked yet.
     pub fn new(parts: RunnerParts) -> Self {
         let next_tick = parts.clock.elapsed();
-        Self { parts, on: false, next_tick, renewed_at: Duration::ZERO, may_owe: false }
+        Self { parts, on: false, next_tick, renewed_at: Duration::ZERO, may_owe: false, ran_at: None, left_by: None }
     }
 
     /// Runs until `stop`; a running cycle ends first, then the lease is given back.
@@ -185,7 +190,8 @@ impl Runner {
     async fn try_to_lead(&mut self) -> Result<()> {
         let elapsed = self.parts.clock.elapsed();
         // Looking first keeps those who do not lead from writing every second.
-        let free = match leader::current(&self.parts.db).await? {
+        let before = leader::current(&self.parts.db).await?;
+        let free = match &before {
             Some(lease) => {
                 let now = self.parts.db.now().await?;
                 lease.expires_at <= now || lease.expires_at > now.after(leader::LEASE * 2)
@@ -200,7 +206,11 @@ impl Runner {
         let Some(term) = leader::acquire(&mut tx, &self.parts.instance).await? else { return Ok(()) };
         requests::reopen(&mut tx).await?;
         let interrupted = cycles::close_broken(&mut tx, INTERRUPTED).await?;
-        let acquired = json!({ "term": term, "instance": self.parts.instance });
+        self.left_by = before.map(|lease| lease.holder).filter(|holder| !holder.is_empty());
+        let mut acquired = json!({ "term": term, "instance": self.parts.instance });
+        if let Some(holder) = &self.left_by {
+            acquired["left_by"] = json!(holder);
+        }
         let mut entries = vec![Entry::new("orchestrator.leader_acquired", Actor::System, acquired)];
         entries.extend(interrupted.into_iter().map(|id| {
             Entry::new("orchestrator.cycle_error", Actor::System, json!({ "error": INTERRUPTED }))
@@ -213,6 +223,7 @@ impl Runner {
         tracing::info!(term, instance = self.parts.instance, "this instance leads");
         self.parts.lead.set(Some(term));
         self.renewed_at = elapsed;
+        self.ran_at = None; // others may have led meanwhile
         self.parts.cycle.begin_term();
         Ok(())
     }
@@ -236,7 +247,28 @@ impl Runner {
             tracing::warn!(skipped, "ticks were left out: the cycle before took longer than the interval");
         }
         self.next_tick += self.parts.interval * (skipped + 1);
+        self.notice_gap().await;
         self.run_cycle(None, i64::from(skipped)).await.ok();
+    }
+
+    /// Looks whether the coming cycle ends a time without cycles; the database is only asked where that can be.
+    async fn notice_gap(&mut self) {
+        let longest = self.parts.interval * gap::INTERVALS;
+        if self.ran_at.is_some_and(|ran_at| self.parts.clock.elapsed().saturating_sub(ran_at) <= longest) {
+            return;
+        }
+        let because = match (&self.left_by, self.ran_at) {
+            (_, Some(_)) => "this instance stood still, or a cycle took so long".to_owned(),
+            (Some(holder), None) => format!("instance {holder} led before and did not stop cleanly"),
+            (None, None) => "no instance was running".to_owned(),
+        };
+        match Gap::ending_now(&self.parts.db, self.parts.interval).await {
+            Ok(Some((since, until))) => self.parts.cycle.ends_gap(since, until, because),
+            Ok(None) => {}
+            Err(cause) => {
+                tracing::warn!(%cause, "whether cycles are missing cannot be seen; the next cycle looks again")
+            }
+        }
     }
 
     /// Runs a cycle for whoever asked, or for the interval where nobody did.
@@ -246,7 +278,10 @@ impl Runner {
         let trigger = if asked_by.is_some() { Trigger::Manual } else { Trigger::Loop };
         let result = self.parts.cycle.run(Occasion { trigger, asked_by, term, skipped_ticks }).await;
         match &result {
-            Ok(_) => self.renewed_at = began,
+            Ok(_) => {
+                self.renewed_at = began;
+                self.ran_at = Some(self.parts.clock.elapsed());
+            }
             Err(CycleError::TermOver(_)) => {
                 if let Err(cause) = self.lose(term).await {
                     tracing::warn!(%cause, "losing the lead could not be written down");

@@ -6,10 +6,13 @@ use utoipa::ToSchema;
 
 use crate::db::Timestamp;
 use crate::ledger::LedgerSection;
+use crate::planes::fleet::{AgentsSection, StreamsSection};
+use crate::planes::pipelines::{EnginesSection, PipelinesSection};
 use crate::planes::publishing::{CampaignsSection, ClipsSection, PublishLogsSection, SchedulerSection};
-use crate::planes::queue::JobsSection;
+use crate::planes::queue::{DeadLettersSection, JobsSection, WorkersSection};
 
-/// The whole platform at one moment. A section that could not be read is `null` and named in `system.unobserved`.
+/// The whole platform at one moment. A section that could not be read is `null` and named in `system.unobserved`; so is
+/// one that a record of an older program does not have.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Snapshot {
     /// When, by the database's clock.
@@ -26,6 +29,18 @@ pub struct Snapshot {
     pub clips: Option<ClipsSection>,
     /// Recent errors.
     pub ledger: Option<LedgerSection>,
+    /// Workers, and queues in trouble.
+    pub workers: Option<WorkersSection>,
+    /// Jobs that ran out of tries.
+    pub dead_letters: Option<DeadLettersSection>,
+    /// Runs of pipelines.
+    pub pipelines: Option<PipelinesSection>,
+    /// The engines of the instance that looks.
+    pub engines: Option<EnginesSection>,
+    /// Agents.
+    pub agents: Option<AgentsSection>,
+    /// Streams on agents.
+    pub streams: Option<StreamsSection>,
     /// Health, worked out from the rest by `health.rhai`.
     pub system: SystemSection,
 }

@@ -10,9 +10,13 @@ use super::{cycles, governors, requests};
 use crate::actor::Actor;
 use crate::config::Retention;
 use crate::db::{Db, Dialect, Result, Timestamp};
+use crate::events;
 use crate::ledger;
+use crate::planes::fleet;
+use crate::planes::pipelines;
 use crate::planes::publishing;
 use crate::planes::queue;
+use crate::storage::SecretKey;
 use crate::web::idempotency;
 
 /// Six fields, seconds first.
@@ -150,14 +154,21 @@ pub async fn forget_old(db: &Db, retention: &Retention) -> Result<()> {
         let mut tx = db.begin().await?;
         let cycles = cycles::forget(&mut tx, before(retention.idle_cycles_days), before(retention.cycles_days)).await?;
         let jobs = queue::forget_finished(&mut tx, before(retention.jobs_days)).await?;
+        let runs = pipelines::forget_finished(&mut tx, before(retention.jobs_days)).await?;
+        let events = events::forget(&mut tx, before(retention.events_days)).await?;
+        let streams = fleet::forget(&mut tx, before(retention.jobs_days)).await?;
+        let letters = queue::forget_dead_letters(&mut tx, before(retention.dead_letters_days)).await?;
         tx.commit().await?;
-        if cycles.max(jobs) < FULL_BATCH {
+        if cycles.max(jobs).max(runs).max(streams).max(events).max(letters) < FULL_BATCH {
             break;
         }
     }
     let mut tx = db.begin().await?;
     governors::forget(&mut tx).await?;
     requests::forget(&mut tx).await?;
+    // Workers that stopped cleanly are gone already; a day tells an operator of those that did not.
+    queue::forget_workers(&mut tx, now.before(days(1))).await?;
+    SecretKey::forget_used(&mut tx, now).await?;
     // Ten-minute tallies of clips matter for a day.
     tx.query("DELETE FROM tallies WHERE name = 'clips.recent' AND key < $1")
         .bind(now.before(days(2)).to_string())

@@ -1,13 +1,16 @@
 //! Opening either database: pools, pragmas, time-outs, and waiting out another process's lock.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, Postgres};
+use sqlx::pool::PoolConnectionMetadata;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Transaction};
 
+use super::health::Health;
 use super::{Db, Error, Pools, Result, Waker};
 use crate::clock::SharedClock;
 use crate::config::Durability;
@@ -30,6 +33,13 @@ impl Options {
     }
 }
 
+/// A connection that takes longer to show that it is alive is given up.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is tried to replace a connection that fell silent, a second apart or more; by then the kernel itself
+/// has given it up.
+const REPLACEMENTS: usize = 900;
+
 /// How long a writer waits for another process's lock before it says so.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -38,9 +48,10 @@ impl Db {
     /// `clock` stands for the database's clock on SQLite, which runs in this process.
     pub async fn open(options: &Options, clock: SharedClock) -> Result<Self> {
         let url = options.url.as_str();
+        let health = Health::new(clock.clone());
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            let pools = Pools::Postgres(open_postgres(options).await?);
-            return Ok(Self { pools, clock: None, faults: None, waker: Waker::default() });
+            let pools = Pools::Postgres(open_postgres(options, &health).await?);
+            return Ok(Self { pools, clock: None, faults: None, waker: Waker::default(), health });
         }
         if !url.starts_with("sqlite:") {
             let scheme = url.split(':').next().unwrap_or_default();
@@ -49,7 +60,7 @@ impl Db {
             )));
         }
         let pools = open_sqlite(options).await?;
-        Ok(Self { pools, clock: Some(clock), faults: None, waker: Waker::default() })
+        Ok(Self { pools, clock: Some(clock), faults: None, waker: Waker::default(), health })
     }
 }
 
@@ -66,14 +77,12 @@ async fn open_sqlite(options: &Options) -> Result<Pools> {
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5))
         .optimize_on_close(true, None)
-        .pragma("cache_size", "-16384") // 16 MiB a connection
+        .pragma("cache_size", "-8192") // 8 MiB: what one transaction changes stays in it
         .pragma("temp_store", "memory");
-    if !in_memory {
-        let file: PathBuf = connect.get_filename().to_path_buf();
-        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder)
-                .map_err(|cause| Error::Unavailable(format!("cannot make the folder {}: {cause}", folder.display())))?;
-        }
+    let file: PathBuf = connect.get_filename().to_path_buf();
+    if let Some(folder) = file.parent().filter(|folder| !in_memory && !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)
+            .map_err(|cause| Error::Unavailable(format!("cannot make the folder {}: {cause}", folder.display())))?;
     }
     let pool = |connections: u32| {
         // A connection of an in-memory database that is closed takes the database with it.
@@ -83,12 +92,49 @@ async fn open_sqlite(options: &Options) -> Result<Pools> {
     let read = if in_memory {
         write.clone()
     } else {
-        let connect = connect.read_only(true).create_if_missing(false);
+        // 2 MiB: there may be many, they read little at a time, and the system keeps the file's pages anyway.
+        let connect = connect.read_only(true).create_if_missing(false).pragma("cache_size", "-2048");
         connect_patiently(pool(options.max_connections), &connect)
             .await
             .map_err(|cause| cannot_open(&options.url, cause))?
     };
-    Ok(Pools::Sqlite { read, write })
+    let file = if in_memory { None } else { DatabaseFile::opened(file).map(Arc::new) };
+    Ok(Pools::Sqlite { read, write, file })
+}
+
+/// The file that is open. SQLite goes on writing to a file that was removed, and all of that would be lost with the
+/// process.
+pub(super) struct DatabaseFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl DatabaseFile {
+    fn opened(path: PathBuf) -> Option<Self> {
+        Some(Self { identity: identity(&path)?, path })
+    }
+
+    /// Whether the path still leads to it.
+    pub(super) fn check(&self) -> Result<()> {
+        if identity(&self.path) == Some(self.identity) {
+            return Ok(());
+        }
+        Err(Error::Unavailable(format!(
+            "{} was removed or replaced while it was open: put it back, or restart the service to work on what is there",
+            self.path.display()
+        )))
+    }
+}
+
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Path) -> Option<(u64, u64)> {
+    None // there an open file cannot be removed
 }
 
 /// Opens a SQLite file, also while another process makes it: the switch to the write-ahead log does not wait for a
@@ -109,7 +155,7 @@ fn is_locked(code: Option<&str>) -> bool {
     matches!(code, Some("5" | "517"))
 }
 
-async fn open_postgres(options: &Options) -> Result<PgPool> {
+async fn open_postgres(options: &Options, health: &Health) -> Result<PgPool> {
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|cause| Error::Schema(format!("DATABASE_URL is not a PostgreSQL URL: {cause}")))?
         .application_name("showrunner")
@@ -124,19 +170,77 @@ async fn open_postgres(options: &Options) -> Result<PgPool> {
     // A pool that cannot connect only says that it timed out; a first connection of its own says why.
     let first = connect.connect().await.map_err(|cause| cannot_open(&options.url, cause))?;
     first.close().await?;
+    let (taken, released) = (Alive::new(health, &connect), Alive::new(health, &connect));
     PgPoolOptions::new()
         .max_connections(options.max_connections)
         .acquire_timeout(Duration::from_secs(10))
         .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                // A connection that was busy a moment ago is alive; one that rested may have been cut.
-                Ok(meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok())
-            })
+        .before_acquire(move |connection, meta| {
+            let alive = taken.clone();
+            Box::pin(async move { alive.before_acquire(connection, &meta).await })
+        })
+        .after_release(move |connection, _| {
+            let alive = released.clone();
+            Box::pin(async move { alive.after_release(connection).await })
         })
         .connect_with(connect)
         .await
         .map_err(|cause| cannot_open(&options.url, cause))
+}
+
+/// Keeps the pool's connections alive. One whose other end has fallen silent is replaced in its place: sqlx would close
+/// it, and closing waits for a silent TLS peer without end and keeps its place in the pool meanwhile.
+#[derive(Clone)]
+struct Alive {
+    health: Health,
+    options: PgConnectOptions,
+}
+
+impl Alive {
+    fn new(health: &Health, options: &PgConnectOptions) -> Self {
+        Self { health: health.clone(), options: options.clone() }
+    }
+
+    async fn before_acquire(&self, connection: &mut PgConnection, meta: &PoolConnectionMetadata) -> sqlx::Result<bool> {
+        // A connection that was busy a moment ago is alive, unless others fell silent; one that rested may have been cut.
+        if meta.idle_for < Duration::from_secs(1) && !self.health.fell_silent_lately() {
+            return Ok(true);
+        }
+        match self.ping(connection).await {
+            Some(answer) => Ok(answer.is_ok()),
+            None => self.replace(connection).await.map(|()| true),
+        }
+    }
+
+    async fn after_release(&self, connection: &mut PgConnection) -> sqlx::Result<bool> {
+        if let Some(answer) = self.ping(connection).await {
+            return answer.map(|()| true);
+        }
+        for _ in 0..REPLACEMENTS {
+            if self.replace(connection).await.is_ok() {
+                return Ok(true);
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Err(sqlx::Error::PoolTimedOut)
+    }
+
+    /// Asks for a sign of life; None: silence.
+    async fn ping(&self, connection: &mut PgConnection) -> Option<sqlx::Result<()>> {
+        // Where one fell silent, the others most likely did too: nobody shall wait long for each of them in turn.
+        let patience = if self.health.fell_silent_lately() { Duration::from_secs(1) } else { PING_PATIENCE };
+        let answer = tokio::time::timeout(patience, connection.ping()).await.ok();
+        if answer.is_none() {
+            self.health.falls_silent();
+        }
+        answer
+    }
+
+    async fn replace(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        let fresh = tokio::time::timeout(PING_PATIENCE, self.options.connect()).await;
+        *connection = fresh.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        Ok(())
+    }
 }
 
 /// Names the place without the password that the URL may carry before the `@` or behind the `?`.
@@ -147,7 +251,7 @@ fn cannot_open(url: &str, cause: sqlx::Error) -> Error {
 }
 
 /// Takes SQLite's write lock, waiting while another process holds it.
-pub(super) async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'static, Sqlite>> {
+pub(super) async fn begin_immediate(write: &SqlitePool, health: &Health) -> Result<Transaction<'static, Sqlite>> {
     let attempts = LOCK_PATIENCE.as_secs() / 5; // each waits out the connection's busy time-out
     for _ in 1..attempts {
         match write.begin_with("BEGIN IMMEDIATE").await {
@@ -157,6 +261,7 @@ pub(super) async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'s
             }
             Err(sqlx::Error::Database(cause)) if is_locked(cause.code().as_deref()) => {
                 tracing::warn!("another process holds the database's write lock; waiting for it");
+                health.fails(true, "another process holds the database's write lock");
             }
             other => return Ok(other?),
         }
@@ -165,9 +270,16 @@ pub(super) async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'s
 }
 
 /// Begins a transaction; a connection that the server cut meanwhile is replaced once.
-pub(super) async fn begin_postgres(pool: &PgPool, text: &'static str) -> Result<Transaction<'static, Postgres>> {
-    match pool.begin_with(text).await {
-        Err(sqlx::Error::Io(_) | sqlx::Error::Database(_)) => Ok(pool.begin_with(text).await?),
-        other => Ok(other?),
-    }
+pub(super) async fn begin_postgres(
+    pool: &PgPool,
+    text: &'static str,
+    health: &Health,
+) -> Result<Transaction<'static, Postgres>> {
+    let begin = async {
+        match pool.begin_with(text).await {
+            Err(sqlx::Error::Io(_) | sqlx::Error::Database(_)) => pool.begin_with(text).await,
+            other => other,
+        }
+    };
+    health.patiently(false, begin).await
 }

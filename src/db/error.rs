@@ -11,7 +11,8 @@ pub enum Error {
     /// A CHECK, NOT NULL or foreign key refused the row.
     #[error("refused by the database: {0}")]
     Refused(String),
-    /// The database cannot be reached, is restarting, is locked by another process, or its disk is full.
+    /// The database cannot be reached, is restarting, is locked by another process, or its disk is full or may not be
+    /// written.
     #[error("the database is not available: {0}")]
     Unavailable(String),
     /// The schema is not the one that this program was built for.
@@ -38,10 +39,18 @@ impl From<sqlx::Error> for Error {
                 _ if cause.message().starts_with("UNIQUE constraint failed") => {
                     Self::Unique(cause.message().to_owned())
                 }
-                _ if is_unavailable(cause.code().as_deref()) => Self::Unavailable(cause.message().to_owned()),
+                // A trigger of ours, on either database: SQLITE_CONSTRAINT_TRIGGER, and raise_exception.
+                _ if matches!(cause.code().as_deref(), Some("1811" | "P0001")) => {
+                    Self::Refused(cause.message().to_owned())
+                }
+                _ if is_unavailable(cause.code().as_deref()) => Self::Unavailable(with_hint(&**cause)),
                 _ => Self::Other(error),
             },
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+            // The pool keeps to itself why it could not connect.
+            sqlx::Error::PoolTimedOut => {
+                Self::Unavailable("no connection in time; is the database running, and can it be reached?".to_owned())
+            }
+            sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
                 Self::Unavailable(error.to_string())
             }
             sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => Self::Unavailable(error.to_string()),
@@ -50,14 +59,26 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// SQLite: BUSY (5), LOCKED (6), IOERR (10), FULL (13), CANTOPEN (14) and their extended forms.
+/// What the database said, and where that is too short to help, what to look at.
+fn with_hint(cause: &dyn sqlx::error::DatabaseError) -> String {
+    let code = cause.code().and_then(|code| code.parse::<u32>().ok()).filter(|code| *code < 10_000);
+    let hint = match code.map(|code| code & 0xff) {
+        Some(8) => "; the service must be allowed to write the file and its folder",
+        Some(10) => "; is the disk broken or full, or the size of files limited?",
+        Some(13) => "; make room on its disk",
+        _ => "",
+    };
+    format!("{}{hint}", cause.message())
+}
+
+/// SQLite: BUSY (5), LOCKED (6), READONLY (8), IOERR (10), FULL (13), CANTOPEN (14) and their extended forms.
 /// PostgreSQL: classes 08 (connection), 53 (resources), 57 (operator intervention), and 40 (rolled back: try again).
 fn is_unavailable(code: Option<&str>) -> bool {
     let Some(code) = code else { return false };
     if code.len() == 5 {
         return ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03";
     }
-    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
+    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14))
 }
 
 impl From<Error> for Problem {

@@ -7,8 +7,10 @@ use super::Result;
 /// A place in the life of a statement or transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point<'a> {
-    /// Before a transaction begins.
+    /// Before a writing transaction begins.
     Begin,
+    /// Before a reading transaction begins.
+    BeginRead,
     /// Before the statement with this text runs.
     Statement(&'a str),
     /// Before a commit is sent.

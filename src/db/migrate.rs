@@ -5,15 +5,54 @@ use std::borrow::Cow;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
+use super::connect::begin_immediate;
 use super::{Db, Error, Pools, Result};
 
 /// Every migration in order: version, name, SQLite's text, PostgreSQL's text.
-const MIGRATIONS: &[(i64, &str, &str, &str)] = &[(
-    1,
-    "loop and publishing",
-    include_str!("../../migrations/sqlite/0001_loop_and_publishing.sql"),
-    include_str!("../../migrations/postgres/0001_loop_and_publishing.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
+    (
+        1,
+        "loop and publishing",
+        include_str!("../../migrations/sqlite/0001_loop_and_publishing.sql"),
+        include_str!("../../migrations/postgres/0001_loop_and_publishing.sql"),
+    ),
+    (
+        2,
+        "work",
+        include_str!("../../migrations/sqlite/0002_work.sql"),
+        include_str!("../../migrations/postgres/0002_work.sql"),
+    ),
+    (
+        3,
+        "pipelines",
+        include_str!("../../migrations/sqlite/0003_pipelines.sql"),
+        include_str!("../../migrations/postgres/0003_pipelines.sql"),
+    ),
+    (
+        4,
+        "events",
+        include_str!("../../migrations/sqlite/0004_events.sql"),
+        include_str!("../../migrations/postgres/0004_events.sql"),
+    ),
+    (
+        5,
+        "events of runs",
+        include_str!("../../migrations/sqlite/0005_run_events.sql"),
+        include_str!("../../migrations/postgres/0005_run_events.sql"),
+    ),
+    (
+        6,
+        "fleet",
+        include_str!("../../migrations/sqlite/0006_fleet.sql"),
+        include_str!("../../migrations/postgres/0006_fleet.sql"),
+    ),
+    (
+        7,
+        "text",
+        include_str!("../../migrations/sqlite/0007_text.sql"),
+        include_str!("../../migrations/postgres/0007_text.sql"),
+    ),
+];
 
 /// Where a database stands against this program.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -46,16 +85,19 @@ impl Db {
             return Ok(());
         }
         let result = match &self.pools {
-            // PostgreSQL is locked by the migrator itself. SQLite's write lock is held by each migration's
-            // transaction; of two processes that start together, the later one finds the work done.
+            // PostgreSQL is locked by the migrator itself.
             Pools::Postgres(pool) => self.migrator().run(pool).await,
-            Pools::Sqlite { write, .. } => self.migrator().run(write).await,
+            // On SQLite all of it is one transaction that begins with the write lock: of two processes that start
+            // together, the later one finds the work done.
+            Pools::Sqlite { write, .. } => {
+                let mut tx = begin_immediate(write, &self.health).await?;
+                match self.migrator().run(&mut *tx).await {
+                    Ok(()) => return Ok(tx.commit().await?),
+                    failed => failed,
+                }
+            }
         };
-        match result {
-            Ok(()) => Ok(()),
-            Err(_) if self.migration_state().await.is_ok_and(|state| state.pending.is_empty()) => Ok(()),
-            Err(cause) => Err(Error::Schema(format!("the migration failed and was rolled back: {cause}"))),
-        }
+        result.map_err(|cause| Error::Schema(format!("the migration failed and was rolled back: {cause}")))
     }
 
     /// Compares what the database has had with what this program brings; changes nothing.

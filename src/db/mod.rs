@@ -9,14 +9,17 @@
 //! |---|---|
 //! | `connect` | opening either database, pools and pragmas |
 //! | `query` | one statement with its arguments, run on either database |
-//! | `sql`, `timestamp`, `error` | the text, the time and the failures of a statement |
+//! | `sql`, `timestamp`, `json`, `error` | the text, the times, the JSON and the failures of a statement |
 //! | `migrate` | the embedded migrations and the check for drift |
+//! | `health` | what the database last failed at, for those who watch the service |
 //! | `wake` | hints that something changed, in this process and, with PostgreSQL, in others |
 //! | `faults` | where a simulation lets statements and commits fail |
 
 mod connect;
 mod error;
 mod faults;
+mod health;
+mod json;
 mod migrate;
 mod query;
 mod sql;
@@ -32,14 +35,20 @@ use sqlx::sqlite::{Sqlite, SqlitePool};
 pub use connect::Options;
 pub use error::{Error, Result};
 pub use faults::{Faults, Point};
+pub use health::Trouble;
+pub use json::Json;
 pub use migrate::MigrationState;
 pub use query::{Query, Row, Value};
 pub use sql::Sql;
-pub use sqlx::types::Json;
 pub use timestamp::Timestamp;
-pub use wake::{Topic, Waker};
+pub use wake::{Listener, Topic, Waker};
 
 use crate::clock::SharedClock;
+use connect::DatabaseFile;
+use health::Health;
+
+/// Connections have this long to say goodbye.
+const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Which database this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +68,17 @@ pub struct Db {
     clock: Option<SharedClock>,
     faults: Option<Arc<dyn Faults>>,
     waker: Waker,
+    health: Health,
 }
 
 #[derive(Clone)]
 enum Pools {
-    Sqlite { read: SqlitePool, write: SqlitePool },
+    Sqlite {
+        read: SqlitePool,
+        write: SqlitePool,
+        /// None in memory.
+        file: Option<Arc<DatabaseFile>>,
+    },
     Postgres(PgPool),
 }
 
@@ -73,6 +88,8 @@ pub struct Tx {
     clock: Option<SharedClock>,
     now: Option<Timestamp>,
     faults: Option<Arc<dyn Faults>>,
+    health: Health,
+    writes: bool,
 }
 
 enum TxInner {
@@ -109,39 +126,66 @@ impl Db {
         }
     }
 
+    /// What the database fails at, if it does now: the last failure is recent, and nothing of the kind has succeeded
+    /// since.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.health.trouble()
+    }
+
     /// One reading statement outside a transaction.
     pub fn query(&self, sql: impl Into<Sql>) -> Query<'_> {
+        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: false };
         match &self.pools {
-            Pools::Sqlite { read, .. } => Query::on_sqlite_pool(sql.into(), read, self.faults.as_deref()),
-            Pools::Postgres(pool) => Query::on_postgres_pool(sql.into(), pool, self.faults.as_deref()),
+            Pools::Sqlite { read, .. } => Query::on_sqlite_pool(sql.into(), read, watch),
+            Pools::Postgres(pool) => Query::on_postgres_pool(sql.into(), pool, watch),
+        }
+    }
+
+    /// One writing statement that is its own transaction: a single round trip, where several would be noticed.
+    /// As with [`Tx::commit`], an error leaves open whether it happened.
+    pub fn write(&self, sql: impl Into<Sql>) -> Query<'_> {
+        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: true };
+        match &self.pools {
+            Pools::Sqlite { write, .. } => Query::on_sqlite_pool(sql.into(), write, watch),
+            Pools::Postgres(pool) => Query::on_postgres_pool(sql.into(), pool, watch),
         }
     }
 
     /// A writing transaction. On SQLite it holds the write lock from here on.
     pub async fn begin(&self) -> Result<Tx> {
-        self.strike(Point::Begin).await?;
-        let inner = match &self.pools {
-            Pools::Sqlite { write, .. } => TxInner::Sqlite(connect::begin_immediate(write).await?),
-            Pools::Postgres(pool) => TxInner::Postgres(connect::begin_postgres(pool, "BEGIN").await?),
+        let begun = async {
+            self.strike(Point::Begin).await?;
+            Ok(match &self.pools {
+                Pools::Sqlite { write, file, .. } => {
+                    if let Some(file) = file {
+                        file.check()?;
+                    }
+                    TxInner::Sqlite(connect::begin_immediate(write, &self.health).await?)
+                }
+                Pools::Postgres(pool) => TxInner::Postgres(connect::begin_postgres(pool, "BEGIN", &self.health).await?),
+            })
         };
-        Ok(self.transaction(inner))
+        Ok(self.transaction(self.health.noted(true, begun.await)?, true))
     }
 
     /// A reading transaction that sees one state of the database throughout.
     pub async fn begin_read(&self) -> Result<Tx> {
-        self.strike(Point::Begin).await?;
-        let inner = match &self.pools {
-            Pools::Sqlite { read, .. } => TxInner::Sqlite(read.begin().await?),
-            Pools::Postgres(pool) => {
-                let text = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                TxInner::Postgres(connect::begin_postgres(pool, text).await?)
-            }
+        let begun = async {
+            self.strike(Point::BeginRead).await?;
+            Ok(match &self.pools {
+                Pools::Sqlite { read, .. } => TxInner::Sqlite(read.begin().await?),
+                Pools::Postgres(pool) => {
+                    let text = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                    TxInner::Postgres(connect::begin_postgres(pool, text, &self.health).await?)
+                }
+            })
         };
-        Ok(self.transaction(inner))
+        Ok(self.transaction(self.health.noted(false, begun.await)?, false))
     }
 
-    fn transaction(&self, inner: TxInner) -> Tx {
-        Tx { inner, clock: self.clock.clone(), now: None, faults: self.faults.clone() }
+    fn transaction(&self, inner: TxInner, writes: bool) -> Tx {
+        let (clock, faults, health) = (self.clock.clone(), self.faults.clone(), self.health.clone());
+        Tx { inner, clock, now: None, faults, health, writes }
     }
 
     async fn strike(&self, point: Point<'_>) -> Result<()> {
@@ -154,11 +198,12 @@ impl Db {
     /// Closes every connection; on SQLite the write-ahead log is folded into the file.
     pub async fn close(&self) {
         match &self.pools {
-            Pools::Sqlite { read, write } => {
+            Pools::Sqlite { read, write, .. } => {
                 read.close().await;
                 write.close().await;
             }
-            Pools::Postgres(pool) => pool.close().await,
+            // A peer that has fallen silent must not hold up the end of the program.
+            Pools::Postgres(pool) => _ = tokio::time::timeout(CLOSE_PATIENCE, pool.close()).await,
         }
     }
 }
@@ -187,25 +232,33 @@ impl Tx {
 
     /// One statement inside the transaction.
     pub fn query(&mut self, sql: impl Into<Sql>) -> Query<'_> {
+        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: self.writes };
         match &mut self.inner {
-            TxInner::Sqlite(tx) => Query::on_sqlite(sql.into(), tx, self.faults.as_deref()),
-            TxInner::Postgres(tx) => Query::on_postgres(sql.into(), tx, self.faults.as_deref()),
+            TxInner::Sqlite(tx) => Query::on_sqlite(sql.into(), tx, watch),
+            TxInner::Postgres(tx) => Query::on_postgres(sql.into(), tx, watch),
         }
     }
 
     /// Makes everything durable. An error here leaves open whether it happened; only reading again can tell.
     pub async fn commit(self) -> Result<()> {
-        let faults = self.faults;
-        if let Some(faults) = &faults {
-            faults.strike(Point::BeforeCommit).await?;
+        let (faults, health, writes) = (self.faults, self.health, self.writes);
+        let committed = async {
+            if let Some(faults) = &faults {
+                faults.strike(Point::BeforeCommit).await?;
+            }
+            match self.inner {
+                TxInner::Sqlite(tx) => tx.commit().await?,
+                TxInner::Postgres(tx) => health.patiently(writes, tx.commit()).await?,
+            }
+            match &faults {
+                Some(faults) => faults.strike(Point::AfterCommit).await,
+                None => Ok(()),
+            }
+        };
+        let committed = committed.await;
+        if committed.is_ok() {
+            health.works(writes);
         }
-        match self.inner {
-            TxInner::Sqlite(tx) => tx.commit().await?,
-            TxInner::Postgres(tx) => tx.commit().await?,
-        }
-        match faults {
-            Some(faults) => faults.strike(Point::AfterCommit).await,
-            None => Ok(()),
-        }
+        health.noted(writes, committed)
     }
 }

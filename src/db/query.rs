@@ -5,6 +5,7 @@ use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqlitePool, Sqlite
 use sqlx::{Arguments, Encode, FromRow, Type};
 
 use super::faults::{Faults, Point};
+use super::health::Health;
 use super::{Error, Result, Sql};
 
 /// A value that both databases take.
@@ -27,54 +28,81 @@ enum Target<'e> {
 pub struct Query<'e> {
     sql: Sql,
     target: Target<'e>,
-    faults: Option<&'e dyn Faults>,
+    watch: Watch<'e>,
     error: Option<sqlx::Error>,
+}
+
+/// Who makes a statement fail, and who is told that it failed.
+pub(super) struct Watch<'e> {
+    pub(super) faults: Option<&'e dyn Faults>,
+    pub(super) health: &'e Health,
+    /// Whether it belongs to a writing transaction.
+    pub(super) writes: bool,
+}
+
+impl Watch<'_> {
+    /// Runs `work`, unless it is struck.
+    async fn run<T>(&self, text: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let struck = match self.faults {
+            Some(faults) => faults.strike(Point::Statement(text)).await,
+            None => Ok(()),
+        };
+        let result = match struck {
+            Ok(()) => work.await,
+            Err(struck) => Err(struck),
+        };
+        if result.is_ok() && !self.writes {
+            self.health.works(false);
+        }
+        self.health.noted(self.writes, result)
+    }
 }
 
 macro_rules! run {
     ($self:ident, $arguments:ident, $text:ident => $query:expr, $method:ident) => {{
-        if let Some(faults) = $self.faults {
-            faults.strike(Point::Statement($self.sql.sqlite)).await?;
-        }
         if let Some(error) = $self.error {
             return Err(Error::from(error));
         }
-        match $self.target {
-            Target::SqlitePool(pool, $arguments) => {
-                let $text = $self.sql.sqlite;
-                $query.$method(pool).await.map_err(Error::from)
+        let watch = $self.watch;
+        let work = async {
+            match $self.target {
+                Target::SqlitePool(pool, $arguments) => {
+                    let $text = $self.sql.sqlite;
+                    $query.$method(pool).await.map_err(Error::from)
+                }
+                Target::Sqlite(connection, $arguments) => {
+                    let $text = $self.sql.sqlite;
+                    $query.$method(connection).await.map_err(Error::from)
+                }
+                Target::PostgresPool(pool, $arguments) => {
+                    let $text = $self.sql.postgres;
+                    watch.health.patiently(watch.writes, $query.$method(pool)).await
+                }
+                Target::Postgres(connection, $arguments) => {
+                    let $text = $self.sql.postgres;
+                    watch.health.patiently(watch.writes, $query.$method(connection)).await
+                }
             }
-            Target::Sqlite(connection, $arguments) => {
-                let $text = $self.sql.sqlite;
-                $query.$method(connection).await.map_err(Error::from)
-            }
-            Target::PostgresPool(pool, $arguments) => {
-                let $text = $self.sql.postgres;
-                $query.$method(pool).await.map_err(Error::from)
-            }
-            Target::Postgres(connection, $arguments) => {
-                let $text = $self.sql.postgres;
-                $query.$method(connection).await.map_err(Error::from)
-            }
-        }
+        };
+        watch.run($self.sql.sqlite, work).await
     }};
 }
 
 impl<'e> Query<'e> {
-    fn new(sql: Sql, target: Target<'e>, faults: Option<&'e dyn Faults>) -> Self {
-        Self { sql, target, faults, error: None }
+    fn new(sql: Sql, target: Target<'e>, watch: Watch<'e>) -> Self {
+        Self { sql, target, watch, error: None }
     }
-    pub(super) fn on_sqlite_pool(sql: Sql, pool: &'e SqlitePool, faults: Option<&'e dyn Faults>) -> Self {
-        Self::new(sql, Target::SqlitePool(pool, SqliteArguments::default()), faults)
+    pub(super) fn on_sqlite_pool(sql: Sql, pool: &'e SqlitePool, watch: Watch<'e>) -> Self {
+        Self::new(sql, Target::SqlitePool(pool, SqliteArguments::default()), watch)
     }
-    pub(super) fn on_sqlite(sql: Sql, connection: &'e mut SqliteConnection, faults: Option<&'e dyn Faults>) -> Self {
-        Self::new(sql, Target::Sqlite(connection, SqliteArguments::default()), faults)
+    pub(super) fn on_sqlite(sql: Sql, connection: &'e mut SqliteConnection, watch: Watch<'e>) -> Self {
+        Self::new(sql, Target::Sqlite(connection, SqliteArguments::default()), watch)
     }
-    pub(super) fn on_postgres_pool(sql: Sql, pool: &'e PgPool, faults: Option<&'e dyn Faults>) -> Self {
-        Self::new(sql, Target::PostgresPool(pool, PgArguments::default()), faults)
+    pub(super) fn on_postgres_pool(sql: Sql, pool: &'e PgPool, watch: Watch<'e>) -> Self {
+        Self::new(sql, Target::PostgresPool(pool, PgArguments::default()), watch)
     }
-    pub(super) fn on_postgres(sql: Sql, connection: &'e mut PgConnection, faults: Option<&'e dyn Faults>) -> Self {
-        Self::new(sql, Target::Postgres(connection, PgArguments::default()), faults)
+    pub(super) fn on_postgres(sql: Sql, connection: &'e mut PgConnection, watch: Watch<'e>) -> Self {
+        Self::new(sql, Target::Postgres(connection, PgArguments::default()), watch)
     }
 
     /// Binds the next argument.
@@ -106,25 +134,28 @@ impl<'e> Query<'e> {
 
     /// Runs the statement; returns how many rows it changed.
     pub async fn execute(self) -> Result<u64> {
-        if let Some(faults) = self.faults {
-            faults.strike(Point::Statement(self.sql.sqlite)).await?;
-        }
         if let Some(error) = self.error {
             return Err(Error::from(error));
         }
-        Ok(match self.target {
-            Target::SqlitePool(pool, arguments) => {
-                sqlx::query_with(self.sql.sqlite, arguments).execute(pool).await?.rows_affected()
-            }
-            Target::Sqlite(connection, arguments) => {
-                sqlx::query_with(self.sql.sqlite, arguments).execute(connection).await?.rows_affected()
-            }
-            Target::PostgresPool(pool, arguments) => {
-                sqlx::query_with(self.sql.postgres, arguments).execute(pool).await?.rows_affected()
-            }
-            Target::Postgres(connection, arguments) => {
-                sqlx::query_with(self.sql.postgres, arguments).execute(connection).await?.rows_affected()
-            }
-        })
+        let (watch, sql) = (self.watch, self.sql);
+        let work = async {
+            Ok(match self.target {
+                Target::SqlitePool(pool, arguments) => {
+                    sqlx::query_with(sql.sqlite, arguments).execute(pool).await?.rows_affected()
+                }
+                Target::Sqlite(connection, arguments) => {
+                    sqlx::query_with(sql.sqlite, arguments).execute(connection).await?.rows_affected()
+                }
+                Target::PostgresPool(pool, arguments) => {
+                    let work = sqlx::query_with(sql.postgres, arguments).execute(pool);
+                    watch.health.patiently(watch.writes, work).await?.rows_affected()
+                }
+                Target::Postgres(connection, arguments) => {
+                    let work = sqlx::query_with(sql.postgres, arguments).execute(connection);
+                    watch.health.patiently(watch.writes, work).await?.rows_affected()
+                }
+            })
+        };
+        watch.run(sql.sqlite, work).await
     }
 }

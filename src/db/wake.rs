@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -18,27 +18,51 @@ use crate::clock::SharedClock;
 pub enum Topic {
     /// Jobs were enqueued.
     Jobs,
+    /// Jobs ended that somebody waits for.
+    JobsEnded,
     /// Publications may be due.
     Publications,
     /// The loop's switch, lease or requests changed.
     Loop,
+    /// Runs of pipelines are to begin, go on or stop.
+    Runs,
+    /// Events were recorded.
+    Events,
+    /// Agents or their jobs changed, or commands wait for them.
+    Fleet,
 }
 
 impl Topic {
     fn name(self) -> &'static str {
         match self {
             Self::Jobs => "jobs",
+            Self::JobsEnded => "jobs_ended",
             Self::Publications => "publications",
             Self::Loop => "loop",
+            Self::Runs => "runs",
+            Self::Events => "events",
+            Self::Fleet => "fleet",
         }
     }
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Jobs, Self::Publications, Self::Loop].into_iter().find(|topic| topic.name() == name)
+        [Self::Jobs, Self::JobsEnded, Self::Publications, Self::Loop, Self::Runs, Self::Events, Self::Fleet]
+            .into_iter()
+            .find(|topic| topic.name() == name)
     }
 }
 
+/// Sends a hint. It may be lost, so its commit waits for no disk.
+const NOTIFY: &str = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
+
 /// PostgreSQL's channel; the payload is the topic.
 const CHANNEL: &str = "showrunner";
+
+/// A listener that heard nothing for so long asks whether the server is still there: a connection whose other end has
+/// vanished never says so.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// How long the server may take to answer that, or to take a hint.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The hints of this process.
 #[derive(Clone)]
@@ -78,8 +102,9 @@ impl Db {
     pub async fn wake(&self, topic: Topic) {
         let _ = self.waker.sender.send(topic);
         if let Pools::Postgres(pool) = &self.pools {
-            let sent = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(topic.name()).execute(pool).await;
-            if let Err(cause) = sent {
+            let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(topic.name()).execute(pool);
+            // No hint is worth a longer wait.
+            if let Err(cause) = self.health.within(ANSWER_PATIENCE, false, sent).await {
                 tracing::debug!(%cause, "a wake-up was not sent; polling will see the change");
             }
         }
@@ -95,10 +120,19 @@ impl Db {
         let Pools::Postgres(pool) = &self.pools else { return };
         while !stop.is_cancelled() {
             let heard = async {
-                let mut listener = PgListener::connect_with(pool).await?;
+                // A listener that hangs keeps its place in its pool for good, so it has a pool of its own.
+                let options = (*pool.connect_options()).clone();
+                let own =
+                    PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER_PATIENCE).connect_with(options);
+                let mut listener = PgListener::connect_with(&own.await?).await?;
                 listener.listen(CHANNEL).await?;
                 loop {
-                    let notification = listener.recv().await?;
+                    let Ok(notification) = tokio::time::timeout(QUIET, listener.recv()).await else {
+                        let asked = sqlx::query("SELECT 1").execute(&mut listener);
+                        tokio::time::timeout(ANSWER_PATIENCE, asked).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+                        continue;
+                    };
+                    let notification = notification?;
                     if let Some(topic) = Topic::from_name(notification.payload()) {
                         let _ = self.waker.sender.send(topic);
                     }

@@ -49,10 +49,18 @@ impl Guard {
         if self.is_open() {
             return Ok(Caller { name: "local".to_owned(), role: Role::Admin });
         }
-        let Some(value) = headers.get(header::AUTHORIZATION) else {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        if let Some(token) = of_subprotocol(headers)
+            && headers.get(header::AUTHORIZATION).is_none()
+            && let Some(caller) = self.find(token)
+        {
+            return Ok(caller.clone());
+        }
+        let Some(value) = values.next() else {
             return Err(("Bearer realm=\"showrunner\"", "Send a token: `Authorization: Bearer <token>`."));
         };
-        let token = value.to_str().ok().and_then(|value| {
+        let only = values.next().is_none().then_some(value); // of two, nobody knows which one is meant
+        let token = only.and_then(|value| value.to_str().ok()).and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
         });
@@ -61,6 +69,15 @@ impl Guard {
             "The token is not one of those that `auth.tokens` of the configuration names.",
         ))
     }
+}
+
+/// A browser cannot send `Authorization` with a WebSocket; it names the token among its subprotocols, as
+/// `bearer.<token>`.
+fn of_subprotocol(headers: &HeaderMap) -> Option<&str> {
+    let is_socket =
+        headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let protocols = headers.get(header::SEC_WEBSOCKET_PROTOCOL).filter(|_| is_socket)?.to_str().ok()?;
+    protocols.split(',').find_map(|protocol| protocol.trim().strip_prefix("bearer."))
 }
 
 fn hash(token: &str) -> [u8; 32] {
@@ -91,33 +108,52 @@ pub async fn authenticate(State(guard): State<Arc<Guard>>, mut request: Request,
     next.run(request).await
 }
 
-/// Where the API is open, a browser on this machine must not be made to use it for a stranger's page: `Host` has to
-/// name this machine (else a rebound DNS name reaches us), and `Origin`, if sent, too.
-pub async fn check_loopback(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    if guard.is_open() {
-        let host = request.headers().get(header::HOST).map(HeaderValue::to_str);
-        let host = host.or_else(|| request.uri().authority().map(|authority| Ok(authority.as_str())));
-        if !host.is_some_and(|host| host.is_ok_and(is_loopback)) {
-            return foreign("Host");
-        }
-        let mut origins = request.headers().get_all(header::ORIGIN).iter();
-        if !origins.all(|origin| origin.to_str().is_ok_and(is_loopback_origin)) {
-            return foreign("Origin");
-        }
+/// Puts the [`Caller`] into the request where there is one, and lets everybody in: the route itself decides.
+pub async fn recognize(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    if let Ok(caller) = guard.identify(request.headers()) {
+        request.extensions_mut().insert(caller);
     }
     next.run(request).await
 }
 
-fn foreign(name: &str) -> Response {
-    let detail = format!(
-        "Without tokens this service answers only on this machine: `{name}` has to be localhost, 127.0.0.1 or [::1]. \
-         To use it by another name, set `auth.tokens`."
-    );
-    Problem::new(StatusCode::FORBIDDEN, "foreign-request", detail).into_response()
+/// Where the API is open, a browser on this machine must not be made to use it for a stranger's page.
+pub async fn check_loopback(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if guard.is_open()
+        && let Some(name) = foreign(&request)
+    {
+        let detail = format!(
+            "Without tokens this service answers only on this machine and to its own pages; `{name}` says otherwise. \
+             Use localhost, 127.0.0.1 or [::1], or set `auth.tokens` to use it by another name or from other pages."
+        );
+        return Problem::new(StatusCode::FORBIDDEN, "foreign-request", detail).into_response();
+    }
+    next.run(request).await
 }
 
-fn is_loopback_origin(origin: &str) -> bool {
-    origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")).is_some_and(is_loopback)
+/// What tells that the request comes from elsewhere. `Host` and the target have to name this machine, else a rebound
+/// DNS name reaches us; `Origin`, if sent, is the page's own address, which has to be ours; and a browser that says
+/// that another site asked may have followed a link, but nothing more.
+fn foreign(request: &Request) -> Option<&'static str> {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_loopback(host) {
+        return Some("Host");
+    }
+    if request.uri().authority().is_some_and(|authority| !is_loopback(authority.as_str())) {
+        return Some("the request's target");
+    }
+    let mut origins = request.headers().get_all(header::ORIGIN).iter();
+    if !origins.all(|origin| origin.to_str().is_ok_and(|origin| is_origin_of(origin, host))) {
+        return Some("Origin");
+    }
+    let says = |name, value| request.headers().get_all(name).iter().any(|said| said == value);
+    let follows_a_link = request.method().is_safe() && says("sec-fetch-mode", "navigate");
+    let from_another_page = says("sec-fetch-site", "cross-site") || says("sec-fetch-site", "same-site");
+    (from_another_page && !follows_a_link).then_some("Sec-Fetch-Site")
+}
+
+fn is_origin_of(origin: &str, host: &str) -> bool {
+    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+    authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
 }
 
 /// `localhost`, `127.0.0.1` or `[::1]`, with or without a port.
@@ -129,7 +165,8 @@ fn is_loopback(authority: &str) -> bool {
         },
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
-    let port_is_well_formed = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    let is_port = |port: &str| port.bytes().all(|digit| digit.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let port_is_well_formed = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
     let is_this_machine =
         name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     port_is_well_formed && is_this_machine
@@ -154,6 +191,8 @@ mod tests {
             "10.0.0.1",
             "localhost:x",
             "localhost:",
+            "localhost:+80",
+            "localhost.",
             "user@localhost",
             "[::1]x",
             "0.0.0.0",
@@ -161,8 +200,11 @@ mod tests {
         ] {
             assert!(!is_loopback(name), "{name}");
         }
-        assert!(is_loopback_origin("http://localhost:8000"));
-        assert!(!is_loopback_origin("null"));
-        assert!(!is_loopback_origin("http://evil.example"));
+        assert!(is_origin_of("http://LOCALHOST:8000", "localhost:8000"));
+        for origin in
+            ["null", "http://evil.example", "http://localhost:3000", "localhost:8000", "file://localhost:8000"]
+        {
+            assert!(!is_origin_of(origin, "localhost:8000"), "{origin}");
+        }
     }
 }

@@ -21,10 +21,10 @@ pub struct CycleView {
     #[serde(flatten)]
     row: CycleRow,
     /// Every proposal's fate, and the plan; null if nothing was proposed.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     decision: Value,
     /// What was done: totals and one result an action; null if nothing was.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     result: Value,
 }
 
@@ -34,13 +34,13 @@ pub struct CycleDetail {
     #[serde(flatten)]
     row: CycleRow,
     /// What was seen; null if the cycle failed before it saw anything.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     snapshot: Value,
-    /// Every proposal's fate, and the plan.
-    #[schema(value_type = Object)]
+    /// Every proposal's fate, and the plan; null if nothing was proposed.
+    #[schema(value_type = Option<Object>)]
     decision: Value,
-    /// What was done: totals and one result an action.
-    #[schema(value_type = Object)]
+    /// What was done: totals and one result an action; null if nothing was.
+    #[schema(value_type = Option<Object>)]
     result: Value,
 }
 

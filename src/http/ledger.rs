@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::sync::Mutex;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -17,45 +16,13 @@ use crate::ledger::{self, Filter, Severity, StoredEntry};
 use crate::problem::Problem;
 use crate::web::{Cursor, Limit, Page, Params};
 
-/// One entry of the ledger.
-#[derive(Serialize, ToSchema)]
-pub struct LedgerEntry {
-    id: i64,
-    cycle_id: Option<i64>,
-    /// e.g. `orchestrator.action_executed`
-    event_type: String,
-    severity: String,
-    /// `loop`, `system` or `operator:<name>`
-    actor: String,
-    /// What it happened to, e.g. `clip:12`.
-    subject: Option<String>,
-    /// The rule that asked for it.
-    rule: Option<String>,
-    /// The rest, letter for letter as it was hashed.
-    #[schema(value_type = Object)]
-    payload: Box<RawValue>,
-    created_at: Timestamp,
-    prev_hash: String,
-    hash: String,
-}
-
-impl TryFrom<StoredEntry> for LedgerEntry {
-    type Error = Problem;
-    fn try_from(entry: StoredEntry) -> Result<Self, Problem> {
-        Ok(Self {
-            id: entry.id,
-            cycle_id: entry.cycle_id,
-            event_type: entry.event_type,
-            severity: entry.severity,
-            actor: entry.actor,
-            subject: entry.subject,
-            rule: entry.rule,
-            payload: RawValue::from_string(entry.payload).map_err(Problem::internal)?,
-            created_at: entry.created_at,
-            prev_hash: entry.prev_hash,
-            hash: entry.hash,
-        })
-    }
+/// In which order entries come.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Order {
+    #[default]
+    Newest,
+    Oldest,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -77,6 +44,10 @@ pub struct LedgerQuery {
     since: Option<Timestamp>,
     /// Only entries before this time.
     until: Option<Timestamp>,
+    /// `newest` or `oldest` first; `newest` unless given.
+    #[serde(default)]
+    #[param(inline, required = false)]
+    order: Order,
     #[serde(default)]
     #[param(required = false)]
     limit: Limit,
@@ -85,13 +56,15 @@ pub struct LedgerQuery {
     cursor: Option<Cursor<i64>>,
 }
 
-/// Entries of the ledger, newest first.
+/// Entries of the ledger.
 #[utoipa::path(get, path = "/v1/ledger", operation_id = "listLedger", tag = "record", params(LedgerQuery),
-    responses((status = 200, description = "A page of entries", body = Page<LedgerEntry>)))]
+    responses((status = 200, description = "A page of entries", body = Page<StoredEntry>)))]
 pub async fn list(
     State(state): State<AppState>,
     Params(query): Params<LedgerQuery>,
-) -> Result<Json<Page<LedgerEntry>>, Problem> {
+) -> Result<Json<Page<StoredEntry>>, Problem> {
+    let oldest_first = query.order == Order::Oldest;
+    let cursor = query.cursor.map(|Cursor(id)| id);
     let filter = Filter {
         event_type: query.event_type,
         severity: query.severity.map(|severity| severity.as_str().to_owned()),
@@ -101,13 +74,11 @@ pub async fn list(
         cycle_id: query.cycle_id,
         since: query.since,
         until: query.until,
-        before_id: query.cursor.map(|Cursor(id)| id),
-        after_id: None,
+        before_id: cursor.filter(|_| !oldest_first),
+        after_id: cursor.filter(|_| oldest_first),
     };
-    let rows = ledger::query(&state.db, &filter, false, query.limit.fetch()).await?;
-    let Page { items, next_cursor } = Page::cut(rows, query.limit, |row| row.id);
-    let items = items.into_iter().map(LedgerEntry::try_from).collect::<Result<_, _>>()?;
-    Ok(Json(Page { items, next_cursor }))
+    let rows = ledger::query(&state.db, &filter, oldest_first, query.limit.fetch()).await?;
+    Ok(Json(Page::cut(rows, query.limit, |row| row.id)))
 }
 
 /// What a walk over the chain found.

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::control::action::ACTION_KINDS;
+use crate::control::orchestrator::LoopStatus;
 use crate::control::snapshot::Snapshot;
 
 /// Seconds; from a cycle in a millisecond to a request at its time-out.
@@ -36,12 +38,35 @@ fn describe() {
     describe_counter!("showrunner_actions_total", "Actions that this instance began, by kind and outcome.");
     describe_counter!("showrunner_http_requests_total", "Requests, by method, route and status.");
     describe_histogram!("showrunner_http_request_seconds", Unit::Seconds, "How long a request took.");
+    describe_counter!(
+        "showrunner_events_total",
+        "Events that this instance was told of, by type and severity; every instance is told of all stored ones."
+    );
+    describe_counter!(
+        "showrunner_events_missed_total",
+        "Events that were not counted, because there were too many at once."
+    );
     describe_gauge!("showrunner_health_score", "The platform's health, 0 to 100.");
     describe_gauge!("showrunner_unobserved_sections", "Sections of the snapshot that could not be read.");
     describe_gauge!("showrunner_jobs", "Jobs by status.");
     describe_gauge!("showrunner_oldest_pending_job_minutes", "Age of the oldest pending job.");
     describe_gauge!("showrunner_publish_logs", "Publications by status.");
     describe_gauge!("showrunner_loop_running", "1 if the loop is switched on and has a live leader, else 0.");
+    describe_gauge!(
+        "showrunner_rules_rejected",
+        "1 if this instance's rules folder holds a set that was rejected and an older one stays in force, else 0."
+    );
+    describe_gauge!("showrunner_breaker_open", "1 if the breaker of this action kind is open, else 0.");
+}
+
+/// Sets the gauges of the loop itself; `open` are the action kinds whose breakers are open.
+pub fn observe_loop(status: &LoopStatus, open: &[String]) {
+    let figure = |is: bool| f64::from(u8::from(is));
+    gauge!("showrunner_loop_running").set(figure(status.running));
+    gauge!("showrunner_rules_rejected").set(figure(!status.rules.rejected_because.is_empty()));
+    for kind in ACTION_KINDS {
+        gauge!("showrunner_breaker_open", "action" => kind).set(figure(open.iter().any(|open| open == kind)));
+    }
 }
 
 /// Sets the gauges from what was just seen; a section that could not be read leaves its gauges as they were.

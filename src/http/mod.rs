@@ -1,7 +1,7 @@
 //! The HTTP door: one router shell around every plane's routes.
 //!
 //! A request passes, from outside in: request id, log span and metrics (`outer`), the panic net, the rate limit
-//! (`rate`), the loopback check where the API is open (`auth`), time-out and body limit (`outer`), and at a guarded
+//! (`rate`), the check for one `Host` (`outer`), the loopback check where the API is open (`auth`), time-out and body limit (`outer`), and at a guarded
 //! route the token and its role (`auth`). Whatever goes wrong on the way is answered as problem+json.
 //!
 //! | room | holds |
@@ -10,19 +10,22 @@
 //! | `serve` | connections: their bounds and the graceful drain |
 //! | `openapi` | the document, made from the routes, and the page to try it |
 //! | `metrics` | what Prometheus is told |
-//! | `orchestrator`, `cycles`, `ledger`, `rules`, `probes` | routes |
+//! | `orchestrator`, `cycles`, `ledger`, `events`, `storage`, `rules`, `probes`, `process` | routes |
 
 mod auth;
 mod cycles;
+pub mod events;
 mod ledger;
 pub mod metrics;
 mod openapi;
 mod orchestrator;
 mod outer;
 mod probes;
+pub mod process;
 mod rate;
 mod rules;
 mod serve;
+pub mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -32,13 +35,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{StatusCode, Uri};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use serve::serve;
+pub use serve::{Bounds, serve};
 
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -59,14 +62,15 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
 }
 
-/// The whole service's router. `planes` are the planes' own guarded routes, which bring their state along.
-pub fn router(state: AppState, planes: OpenApiRouter<AppState>) -> Router {
+/// The whole service's router. `planes` are the planes' own guarded routes, which bring their state along; `open`
+/// ones, of workers and triggers, stand outside the guard and check for themselves.
+pub fn router(state: AppState, planes: OpenApiRouter<AppState>, open: OpenApiRouter<AppState>) -> Router {
     let guard = Arc::new(auth::Guard::new(&state.config.auth));
     let limiter = Arc::new(rate::Limiter::new(state.config.http.requests_per_second));
     let patience = Duration::from_millis(state.config.http.request_timeout_ms);
     let body_limit = state.config.http.body_limit_bytes;
 
-    let (routes, document) = documented(planes, &guard).split_for_parts();
+    let (routes, document) = documented(planes, open, &guard).split_for_parts();
     let document = openapi::complete(document);
     routes
         .merge(openapi::routes(document))
@@ -78,13 +82,18 @@ pub fn router(state: AppState, planes: OpenApiRouter<AppState>) -> Router {
         .layer(from_fn_with_state(body_limit, outer::refuse_long_bodies))
         .layer(from_fn_with_state(patience, outer::time_out))
         .layer(from_fn_with_state(guard, auth::check_loopback))
+        .layer(from_fn(outer::refuse_ambiguous))
         .layer(from_fn_with_state(limiter, rate::limit))
         .layer(CatchPanicLayer::custom(outer::panicked))
         .layer(from_fn_with_state((state.random, SystemClock::shared()), outer::accompany))
 }
 
 /// Every route that the document shows: the open ones, and behind the guard all others.
-fn documented(planes: OpenApiRouter<AppState>, guard: &Arc<auth::Guard>) -> OpenApiRouter<AppState> {
+fn documented(
+    planes: OpenApiRouter<AppState>,
+    open: OpenApiRouter<AppState>,
+    guard: &Arc<auth::Guard>,
+) -> OpenApiRouter<AppState> {
     let guarded = OpenApiRouter::new()
         .routes(routes!(orchestrator::snapshot))
         .routes(routes!(orchestrator::run_once))
@@ -103,6 +112,8 @@ fn documented(planes: OpenApiRouter<AppState>, guard: &Arc<auth::Guard>) -> Open
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(probes::alive))
         .routes(routes!(probes::ready))
+        .routes(routes!(probes::healthy))
+        .merge(open.layer(from_fn_with_state(guard.clone(), auth::recognize)))
         .merge(guarded)
 }
 

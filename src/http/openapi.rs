@@ -14,7 +14,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::AppState;
 use crate::problem::{FieldError, Problem};
-use crate::web::Limit;
+use crate::web::{IdempotencyKey, Limit};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -23,10 +23,14 @@ use crate::web::Limit;
         description = "Runs a media platform by itself: looks at everything, decides by rules, acts, and writes down \
             what it saw, what it did and why. Errors are `application/problem+json`."
     ),
-    components(schemas(Problem, FieldError, Limit)),
+    components(schemas(Problem, FieldError, Limit, IdempotencyKey)),
     tags(
         (name = "loop", description = "The loop: look, run once, switch on and off"),
         (name = "record", description = "What was done and why"),
+        (name = "queue", description = "Tasks: enqueue them, watch them, and what ran out of tries"),
+        (name = "workers", description = "For programs that run tasks"),
+        (name = "fleet", description = "Streams on agents, and who watches them"),
+        (name = "storage", description = "Large values, wherever they are kept"),
         (name = "probes", description = "For whoever watches the service"),
     )
 )]
@@ -42,6 +46,9 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("One of `auth.tokens`.")).build();
     let components = document.components.get_or_insert_default();
     components.add_security_scheme("bearer", SecurityScheme::Http(token));
+    // axum's word for "all that follows" is not OpenAPI's, which has none.
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     for item in document.paths.paths.values_mut() {
         complete_operation(item.get.as_mut(), false);
         for operation in [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete] {
@@ -67,7 +74,8 @@ fn complete_operation(operation: Option<&mut Operation>, changes: bool) {
         (!is_open, "401", "The token is missing or not known"),
         (true, "403", "The role does not suffice, or the request comes from elsewhere while the API is open"),
         (in_path, "404", "There is nothing of that id"),
-        (has_body, "400", "The body is not JSON"),
+        (true, "400", "The request is not well formed"),
+        (has_body, "408", "The body did not arrive in time"),
         (has_body || changes, "413", "The body is too large"),
         (has_body, "415", "The body is of another content type"),
         (has_body || !parameters.is_empty(), "422", "A field or parameter was refused; `errors` names it"),

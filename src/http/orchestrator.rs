@@ -118,6 +118,12 @@ pub async fn disable(State(state): State<AppState>, caller: Caller) -> Result<Js
 #[utoipa::path(get, path = "/orchestrator/status", operation_id = "getStatus", tag = "loop",
     responses((status = 200, description = "The loop's state", body = StatusAnswer)))]
 pub async fn status(State(state): State<AppState>) -> Result<Json<StatusAnswer>, Problem> {
-    let status_of_loop = state.orchestrator.status().await?;
+    let status_of_loop = state.orchestrator.status().await.map_err(|cause| match (cause, state.db.trouble()) {
+        (LoopError::Store(_), Some(trouble)) => Problem::unavailable(format!(
+            "The database is not available since {}: {}. The service goes on by itself once it is back.",
+            trouble.since, trouble.error
+        )),
+        (cause, _) => cause.into(),
+    })?;
     Ok(Json(StatusAnswer { status: Ok200::Ok, status_of_loop }))
 }

@@ -1,12 +1,18 @@
 //! What happens to every request, whatever its route.
 
 use std::any::Any;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
 use crate::clock::SharedClock;
@@ -85,10 +91,62 @@ fn known(method: &Method) -> &'static str {
     }
 }
 
-/// 504 for a request that takes longer than `http.request_timeout_ms`. A door waits by the machine's time, whatever
-/// clock the platform runs on.
+/// 400 unless the request says once for whom it is: proxies and we could take different ones of two `Host` headers.
+/// A body in chunks ends the connection, for hyper drops a `Content-Length` beside it without a word, and whoever
+/// passed the request on may have gone by that one.
+pub async fn refuse_ambiguous(request: Request, next: Next) -> Response {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() >= Version::HTTP_11) {
+        let detail = "Send exactly one `Host` header, with the name of this service.";
+        return closing(Problem::new(StatusCode::BAD_REQUEST, "ambiguous-host", detail).into_response());
+    }
+    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let response = next.run(request).await;
+    if chunked { closing(response) } else { response }
+}
+
+/// The answer is the connection's last.
+fn closing(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// A body that knows whether somebody waits for more of it.
+struct Watched {
+    body: Body,
+    waits: Arc<AtomicBool>,
+}
+
+impl hyper::body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        self.waits.store(polled.is_pending(), Ordering::Relaxed);
+        polled
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// 504 for a request that takes longer than `http.request_timeout_ms`, or 408 where it was the client's body that did
+/// not come. A door waits by the machine's time, whatever clock the platform runs on.
 pub async fn time_out(State(patience): State<Duration>, request: Request, next: Next) -> Response {
+    let waits = Arc::new(AtomicBool::new(false));
+    let request = request.map(|body| Body::new(Watched { body, waits: waits.clone() }));
     tokio::time::timeout(patience, next.run(request)).await.unwrap_or_else(|_| {
+        if waits.load(Ordering::Relaxed) {
+            let detail = format!("The body did not arrive within {} ms; nothing was done.", patience.as_millis());
+            return closing(Problem::new(StatusCode::REQUEST_TIMEOUT, "body-stalled", detail).into_response());
+        }
         let detail = format!(
             "The request was not done within {} ms and was given up; what it had committed stays.",
             patience.as_millis()

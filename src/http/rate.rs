@@ -38,14 +38,18 @@ impl Limiter {
 
     /// Whole seconds to wait, if the address has used up its share.
     fn check(&self, address: IpAddr) -> Result<(), u64> {
-        let network = match address.to_canonical() {
-            IpAddr::V4(address) => u128::from(u32::from(address)),
-            IpAddr::V6(address) => u128::from(address) >> 64 << 64, // one client commands a whole /64
-        };
-        let bucket = self.hasher.hash_one(network) % BUCKETS;
+        let bucket = self.hasher.hash_one(network(address)) % BUCKETS;
         self.limiter
             .check_key(&bucket)
             .map_err(|until| until.wait_time_from(self.clock.now()).as_millis().div_ceil(1000).max(1) as u64)
+    }
+}
+
+/// What counts as one client: an IPv4 address, or a whole /64 of IPv6, which one client commands.
+pub fn network(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address) >> 64 << 64,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The doors, knocked at over a real socket.
 
+mod connections;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{AppState, check_exposure, metrics, router, serve};
+use super::{AppState, Bounds, check_exposure, metrics, router, serve};
 use crate::actor::{Actor, Caller, Role};
 use crate::clock::ManualClock;
 use crate::config::{Config, Token};
@@ -81,6 +83,10 @@ async fn doors(change: impl FnOnce(&mut Config)) -> Doors {
 }
 
 async fn doors_with(change: impl FnOnce(&mut Config), migrated: bool) -> Doors {
+    doors_within(Bounds::default(), change, migrated).await
+}
+
+async fn doors_within(bounds: Bounds, change: impl FnOnce(&mut Config), migrated: bool) -> Doors {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = Config::default();
     change(&mut config);
@@ -109,7 +115,13 @@ async fn doors_with(change: impl FnOnce(&mut Config), migrated: bool) -> Doors {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let stop = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, router(state, planes), stop.clone(), Duration::from_secs(20)));
+    let served = tokio::spawn(serve(
+        listener,
+        router(state, planes, utoipa_axum::router::OpenApiRouter::new()),
+        bounds,
+        stop.clone(),
+        Duration::from_secs(20),
+    ));
     Doors { address, db, clock, client: Client::new(), stop, served, gate }
 }
 
@@ -151,7 +163,7 @@ fn tokens(config: &mut Config) {
 async fn every_route_asks_for_the_role_that_its_method_takes() {
     let doors = doors(tokens).await;
     let document = doors.json("/openapi.json").await;
-    let open = ["/healthz", "/readyz"];
+    let open = ["/health", "/healthz", "/readyz"];
     let mut checked = 0;
     for (path, item) in document["paths"].as_object().expect("paths") {
         for (method, operation) in item.as_object().expect("item") {
@@ -265,7 +277,8 @@ async fn an_open_door_serves_only_this_machine() {
     };
     for host in ["localhost".to_owned(), format!("127.0.0.1:{port}"), "[::1]:1".to_owned()] {
         assert_eq!(send(host.clone(), None).await.status(), 200, "{host}");
-        assert_eq!(send(host, Some("http://localhost:3000")).await.status(), 200);
+        assert_eq!(send(host.clone(), Some(&format!("http://{host}"))).await.status(), 200, "our own page");
+        problem(send(host, Some("http://localhost:3000")).await, 403).await;
     }
     for host in ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:8000"] {
         problem(send(host.to_owned(), None).await, 403).await;

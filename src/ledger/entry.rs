@@ -1,7 +1,8 @@
 //! An entry of the ledger and its hash.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
@@ -70,51 +71,84 @@ impl Entry {
     }
 }
 
-/// A row of `ledger_entries`.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+/// One entry of the ledger: a row of `ledger_entries`, and what the doors show of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, sqlx::FromRow)]
+#[schema(as = LedgerEntry)]
 pub struct StoredEntry {
     pub id: i64,
     pub cycle_id: Option<i64>,
+    /// e.g. `orchestrator.action_executed`
     pub event_type: String,
     pub severity: String,
+    /// `loop`, `system` or `operator:<name>`
     pub actor: String,
+    /// What it happened to, e.g. `clip:12`.
     pub subject: Option<String>,
+    /// The rule that asked for it.
     pub rule: Option<String>,
-    /// JSON text exactly as it was hashed.
+    /// The rest: JSON, letter for letter as it was hashed.
+    #[serde(serialize_with = "as_json", deserialize_with = "from_json")]
+    #[schema(value_type = Value)]
     pub payload: String,
     pub created_at: Timestamp,
     pub prev_hash: String,
     pub hash: String,
 }
 
+fn as_json<S: Serializer>(payload: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serde_json::from_str::<&RawValue>(payload).map_err(serde::ser::Error::custom)?.serialize(serializer)
+}
+
+fn from_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Box::<RawValue>::deserialize(deserializer)?.get().to_owned())
+}
+
 impl StoredEntry {
     /// SHA-256 over the previous hash and every column of this row, each with its length before it so that no two
     /// different rows read the same; in hexadecimal. Anyone can recompute it: see `docs/OPERATIONS.md`.
     pub fn compute_hash(&self) -> String {
-        let mut hasher = Sha256::new();
-        let mut field = |text: &str| {
-            hasher.update((text.len() as u64).to_be_bytes());
-            hasher.update(text.as_bytes());
+        let fields = Fields {
+            cycle_id: self.cycle_id,
+            event_type: &self.event_type,
+            severity: &self.severity,
+            actor: &self.actor,
+            subject: self.subject.as_deref(),
+            rule: self.rule.as_deref(),
         };
-        field(&self.prev_hash);
-        field(&self.id.to_string());
-        field(&self.cycle_id.map(|id| id.to_string()).unwrap_or_default());
-        field(&self.event_type);
-        field(&self.severity);
-        field(&self.actor);
-        field(self.subject.as_deref().unwrap_or_default());
-        field(self.rule.as_deref().unwrap_or_default());
-        field(&self.payload);
-        field(&self.created_at.to_string());
-        hex(&hasher.finalize())
+        fields.hash(&self.prev_hash, self.id, &self.payload, &self.created_at.to_string())
+    }
+}
+
+/// What an entry is about: the columns between its place in the chain and its payload.
+pub(super) struct Fields<'a> {
+    pub(super) cycle_id: Option<i64>,
+    pub(super) event_type: &'a str,
+    pub(super) severity: &'a str,
+    pub(super) actor: &'a str,
+    pub(super) subject: Option<&'a str>,
+    pub(super) rule: Option<&'a str>,
+}
+
+impl Fields<'_> {
+    /// As [`StoredEntry::compute_hash`].
+    pub(super) fn hash(&self, prev_hash: &str, id: i64, payload: &str, created_at: &str) -> String {
+        let cycle_id = self.cycle_id.map(|id| id.to_string()).unwrap_or_default();
+        let id = id.to_string();
+        let (subject, rule) = (self.subject.unwrap_or_default(), self.rule.unwrap_or_default());
+        let mut bytes = Vec::with_capacity(512);
+        for text in
+            [prev_hash, &id, &cycle_id, self.event_type, self.severity, self.actor, subject, rule, payload, created_at]
+        {
+            bytes.extend((text.len() as u64).to_be_bytes());
+            bytes.extend(text.as_bytes());
+        }
+        hex(&Sha256::digest(bytes))
     }
 }
 
 /// Lower-case hexadecimal.
 fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }

@@ -1,19 +1,25 @@
 //! The audit chain: what the loop and operators did, saw and why, append-only.
 //!
 //! An [`Entry`] is appended inside the transaction whose effect it records, so that both commit or neither. Each
-//! stored row carries the hash of the one before it; [`verify`](store::verify) walks the chain. `ledger_head` holds
+//! stored row carries the hash of the one before it; [`verify`](verify::verify) walks the chain. `ledger_head` holds
 //! the chain's end: writers queue on that row, which also makes a cut-off tail visible.
 //!
 //! | room | holds |
 //! |---|---|
 //! | `entry` | an entry and its hash |
-//! | `store` | all of the ledger's SQL: append, read, verify, prune |
+//! | `store` | append, prune |
+//! | `verify` | the walk over the chain |
+//! | `query` | reading what fits a filter |
 //! | `observe` | the section `ledger` of the snapshot |
 
 mod entry;
 mod observe;
+mod query;
 mod store;
+mod verify;
 
 pub use entry::{Entry, Severity, StoredEntry};
 pub use observe::{ErrorView, LedgerSection, observe};
-pub use store::{Filter, Pruned, Verification, append, prune, query, verify};
+pub use query::{Filter, query};
+pub use store::{Pruned, append, prune};
+pub use verify::{Verification, verify};

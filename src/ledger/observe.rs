@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::{Result, Timestamp, Tx};
+use crate::sql;
 
 /// Errors of the last hour.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LedgerSection {
     /// Errors in the last hour (counted up to 1,000). The loop's own failures of one action on one subject count
-    /// once, all others each: else the loop would drive itself into its own emergency.
+    /// once, and so do all severe events of the planes on one kind of subject, such as runs; all others each. Else the
+    /// loop would drive itself, or a plane would drive it, into an emergency that is none of its own.
     pub errors_1h: i64,
     /// The newest of them.
     pub recent_errors: Vec<ErrorView>,
@@ -27,19 +29,25 @@ pub struct ErrorView {
     pub created_at: Timestamp,
 }
 
-/// Reads the section; the cost is bounded whatever the ledger's length.
+/// Reads the section; the cost is bounded whatever the ledger's length. What was written under a clock that has since
+/// been set back lies ahead: it would be recent for as long as the clock was wrong, and is left out until its time.
 pub async fn observe(tx: &mut Tx, now: Timestamp) -> Result<LedgerSection> {
     let since = now.before(Duration::from_secs(3600));
     let (errors_1h,): (i64,) = tx
-        .query(
+        .query(sql!(
             "SELECT COUNT(*) FROM (SELECT DISTINCT
-                 CASE WHEN actor = 'loop' THEN event_type ELSE CAST(id AS TEXT) END AS kind,
-                 CASE WHEN actor = 'loop' THEN coalesce(subject, '') ELSE '' END AS target
+                 CASE WHEN actor = 'loop' OR event_type IN ('events.error', 'events.critical') THEN event_type
+                      ELSE CAST(id AS TEXT) END AS kind,
+                 CASE WHEN actor = 'loop' THEN coalesce(subject, '')
+                      WHEN event_type IN ('events.error', 'events.critical') THEN "
+            { sqlite: "substr(subject, 1, instr(subject, ':'))", postgres: "split_part(subject, ':', 1)" }
+            "         ELSE '' END AS target
              FROM (SELECT id, actor, event_type, subject FROM ledger_entries
-                   WHERE severity IN ('error', 'critical') AND created_at > $1
-                   ORDER BY created_at DESC LIMIT 1000) AS newest) AS distinct_errors",
-        )
+                   WHERE severity IN ('error', 'critical') AND created_at > $1 AND created_at <= $2
+                   ORDER BY created_at DESC LIMIT 1000) AS newest) AS distinct_errors"
+        ))
         .bind(since)
+        .bind(now)
         .one()
         .await?;
     let recent_errors = if errors_1h == 0 {
@@ -47,10 +55,11 @@ pub async fn observe(tx: &mut Tx, now: Timestamp) -> Result<LedgerSection> {
     } else {
         tx.query(
             "SELECT id, event_type, severity, subject, created_at FROM ledger_entries
-             WHERE severity IN ('error', 'critical') AND created_at > $1
+             WHERE severity IN ('error', 'critical') AND created_at > $1 AND created_at <= $2
              ORDER BY created_at DESC, id DESC LIMIT 10",
         )
         .bind(since)
+        .bind(now)
         .all()
         .await?
     };

@@ -1,6 +1,8 @@
 //! The planes: the work that the loop watches and steers. Each knows its own tables, what the loop sees of them
 //! (`observe`) and what the loop may do to them (`act`); none knows another, but all may use [`queue`].
 
+pub mod fleet;
+pub mod pipelines;
 pub mod publishing;
 pub mod queue;
 

@@ -2,8 +2,24 @@
 
 use crate::problem::FieldError;
 
+/// Characters of a client's own words that an answer repeats. It also bounds the search for the name that was meant,
+/// whose cost grows with the length.
+const REPEATED: usize = 200;
+
 /// The refusal of one field: `path` is where serde stood, `message` what it said.
 pub(super) fn explain(path: &str, message: &str) -> FieldError {
+    let FieldError { field, message } = explained(path, message);
+    FieldError { field: shortened(&field), message: shortened(&message) }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(REPEATED) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+fn explained(path: &str, message: &str) -> FieldError {
     let path = if path == "." { "" } else { path };
     if let Some(name) = named(message, "missing field ") {
         return FieldError { field: join(path, name), message: "is required".to_owned() };
@@ -39,6 +55,7 @@ fn join(path: &str, name: &str) -> String {
 fn unknown(name: &str, known: &[&str]) -> String {
     let nearest = known
         .iter()
+        .filter(|_| name.len() <= REPEATED)
         .map(|known| (strsim::damerau_levenshtein(name, known), known))
         .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
         .min();
@@ -52,6 +69,15 @@ fn unknown(name: &str, known: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_of_a_megabyte_is_neither_repeated_nor_compared() {
+        let long = "x".repeat(1_000_000);
+        let error = explain(&long, &format!("unknown field `{long}`, expected one of `title`, `media_uri`"));
+        assert!(error.field.len() < 1000 && error.message.ends_with("known are title, media_uri"), "{}", error.message);
+        let error = explain("title", &format!("invalid type: string \"{long}\", expected i64"));
+        assert!(error.message.len() < 1000);
+    }
 
     #[test]
     fn names_the_field_and_the_nearest_known_one() {

@@ -13,6 +13,9 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::actor::Caller;
 use crate::db::{self, Db, Json, Tx};
@@ -24,6 +27,21 @@ const LONGEST: usize = 255;
 /// The header of that name, if the client sent it: 1 to 255 printable ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey(Option<String>);
+
+impl IdempotencyKey {
+    /// Whether the client sent one.
+    pub fn is_given(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl PartialSchema for IdempotencyKey {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        text.min_length(Some(1)).max_length(Some(LONGEST)).pattern(Some("^[ -~]+$")).into()
+    }
+}
+impl ToSchema for IdempotencyKey {}
 
 impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;

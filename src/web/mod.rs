@@ -8,6 +8,7 @@
 //! | `path` | [`Path`]: the variable segments of the path |
 //! | `caller` | who asks, and whether the role suffices |
 //! | `page` | [`Limit`], [`Cursor`] and [`Page`]: lists a page at a time |
+//! | `place` | [`Place`]: a connection's place among those that may be open |
 //! | `idempotency` | `Idempotency-Key`: a repeated request is answered, not done again |
 
 mod body;
@@ -17,9 +18,11 @@ pub mod idempotency;
 mod page;
 mod params;
 mod path;
+mod place;
 
 pub use body::{Body, too_large};
 pub use idempotency::IdempotencyKey;
 pub use page::{Cursor, Limit, Page};
 pub use params::Params;
 pub use path::Path;
+pub use place::Place;

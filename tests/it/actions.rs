@@ -118,7 +118,7 @@ on_both! {
     async fn schedule_clip_is_refused_for_clips_that_cannot_go_out(world) {
         refused(&mut world, "schedule_clip(99)", "there is no clip 99").await;
         let clip = world.clip(70.0, None).await;
-        refused(&mut world, &format!("schedule_clip({clip}, \"myspace\")"), "`myspace` is not configured").await;
+        refused(&mut world, &format!("schedule_clip({clip}, \"my\" + \"space\")"), "`myspace` is not configured").await;
         world.log(clip, "tiktok", "published", &[]).await;
         refused(&mut world, &format!("schedule_clip({clip}, \"tiktok\")"), "already has a publication on tiktok").await;
         world.sql("UPDATE clips SET status = 'archived'").await;

@@ -8,8 +8,8 @@ fn floor(room: &str) -> Option<u8> {
     let top = room.split("::").next().unwrap_or_default();
     Some(match top {
         "actor" | "backoff" | "clock" | "config" | "panic" | "problem" | "random" | "telemetry" => 0,
-        "db" | "web" => 1,
-        "ledger" => 2,
+        "db" | "storage" | "web" => 1,
+        "events" | "ledger" => 2,
         // What all planes share stands in planes/mod.rs, on the lower of their floors.
         "planes" if room.starts_with("planes::queue") || room == "planes" => 3,
         "planes" if room["planes::".len()..].starts_with(char::is_uppercase) => 3,
@@ -103,4 +103,35 @@ fn the_test_of_the_floors_can_fail() {
     assert!(breach("planes::publishing::act", "planes::queue::enqueue").is_none());
     let text = "use crate::{db::Db, http};\nlet x = crate::ledger::append();";
     assert_eq!(rooms_named(text), ["db::Db", "http", "ledger::append"]);
+}
+
+/// The names under which a file's types stand in the OpenAPI document.
+fn schemas(text: &str) -> Vec<String> {
+    let word = |text: &str| text.chars().take_while(|letter| letter.is_alphanumeric()).collect::<String>();
+    let (mut names, mut is_shown, mut renamed) = (Vec::new(), false, None);
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("#[derive(") && line.contains("ToSchema") {
+            (is_shown, renamed) = (true, None);
+        } else if let Some(name) = line.strip_prefix("#[schema(as = ") {
+            renamed = Some(word(name));
+        }
+        let item = line.trim_start_matches("pub(super) ").trim_start_matches("pub ");
+        let named = item.strip_prefix("struct ").or_else(|| item.strip_prefix("enum "));
+        if let Some(name) = named.filter(|_| is_shown) {
+            names.push(renamed.take().unwrap_or_else(|| word(name)));
+            is_shown = false;
+        }
+    }
+    names
+}
+
+#[test]
+fn no_two_schemas_of_the_document_share_a_name() {
+    let mut files = Vec::new();
+    rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let read = |file: &PathBuf| schemas(&fs::read_to_string(file).expect("a file of the source"));
+    let mut names: Vec<String> = files.iter().flat_map(read).collect();
+    names.sort_unstable();
+    let twice: Vec<&[String]> = names.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+    assert!(names.len() > 100 && twice.is_empty(), "one of two would stand for both: {twice:?}");
 }

@@ -8,6 +8,7 @@ use showrunner::app::Mode;
 use crate::on_both;
 use crate::support::World;
 use crate::support::faults::Failing;
+use crate::support::process::Process;
 use crate::support::world::{list, planned};
 
 /// A rule that always proposes `action`.
@@ -223,6 +224,62 @@ on_both! {
         let closed = world.ledger("orchestrator.breaker_closed").await;
         assert_eq!((closed.len(), &closed[0]["subject"]), (1, &json!("action:rebalance_queue")));
         assert_eq!(outcomes(&world.run_once().await), ["executed"], "closed");
+    }
+
+    async fn rejected_rules_and_open_breakers_are_told_to_prometheus(world) {
+        let rules = world.folder().join("rules");
+        std::fs::create_dir(&rules).expect("a folder");
+        std::fs::write(rules.join("story.rhai"), "nonsense").expect("a file");
+        // A process of its own: metrics are one for a whole process, and stories share one.
+        let process = Process::serve(world.url(), &[("RULES_DIR", rules.to_str().expect("a path"))]).await;
+        let figures = async || {
+            let answer = reqwest::get(format!("http://{}/metrics", process.address())).await.expect("an answer");
+            answer.text().await.expect("figures")
+        };
+        let said = figures().await;
+        assert!(said.contains("\nshowrunner_rules_rejected 1\n"), "{said}");
+        assert!(said.contains("\nshowrunner_breaker_open{action=\"force_publish\"} 0\n"), "{said}");
+
+        process.poke("/orchestrator/run-once").await; // the first cycle tells what the start found
+        std::fs::write(rules.join("story.rhai"), rule("ask", "priority 1", "trigger_reconciliation()")).expect("a file");
+        let now = world.text(if world.is_sqlite() { "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')" } else { "clock_timestamp()" }).await;
+        world.sql(&format!("INSERT INTO breakers (action, consecutive_failures, opened_at) VALUES ('force_publish', 5, '{now}')")).await;
+        process.poke("/orchestrator/run-once").await; // a cycle looks at the folder
+        let said = figures().await;
+        assert!(said.contains("\nshowrunner_rules_rejected 0\n"), "{said}");
+        assert!(said.contains("\nshowrunner_breaker_open{action=\"force_publish\"} 1\n"), "{said}");
+        assert!(said.contains("\nshowrunner_breaker_open{action=\"rebalance_queue\"} 0\n"), "{said}");
+        process.end("TERM").await;
+    }
+
+    async fn what_was_seen_is_told_to_prometheus(world) {
+        world.pending_jobs(3, 90).await;
+        let clip = world.clip(50.0, None).await;
+        world.failed_log(clip, "tiktok", 10).await;
+        let process = Process::serve(world.url(), &[]).await;
+        let figures = async || {
+            let answer = reqwest::get(format!("http://{}/metrics", process.address())).await.expect("an answer");
+            answer.text().await.expect("figures")
+        };
+        let said = figures().await;
+        let snapshot = process.get("/orchestrator/snapshot").await["snapshot"].clone();
+        let health = format!("\nshowrunner_health_score {}\n", snapshot["system"]["health_score"]);
+        for figure in [
+            health.as_str(),
+            "\nshowrunner_unobserved_sections 0\n",
+            "\nshowrunner_jobs{status=\"pending\"} 3\n",
+            "\nshowrunner_jobs{status=\"failed\"} 0\n",
+            "\nshowrunner_publish_logs{status=\"failed\"} 1\n",
+            "\nshowrunner_publish_logs{status=\"scheduled\"} 0\n",
+            "\nshowrunner_loop_running 0\n",
+        ] {
+            assert!(said.contains(figure), "{figure:?} in {said}");
+        }
+        assert!(!said.contains("\nshowrunner_oldest_pending_job_minutes 0\n"), "{said}");
+        process.poke("/orchestrator/enable").await;
+        process.until("/orchestrator/status", 200, "\"running\":true", Duration::from_secs(60)).await;
+        assert!(figures().await.contains("\nshowrunner_loop_running 1\n"));
+        process.end("TERM").await;
     }
 
     async fn a_half_open_breaker_lets_one_action_through(world) {

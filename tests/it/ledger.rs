@@ -188,6 +188,19 @@ on_both! {
         assert_eq!(first_bad(&world).await, None);
     }
 
+    async fn errors_from_before_the_clock_was_set_back_count_at_their_time(world) {
+        world.start_still().await;
+        world.ledger_errors(3).await;
+        assert_eq!(world.snapshot().await["ledger"]["errors_1h"], 3);
+        world.clock.jump(chrono::TimeDelta::hours(-2));
+        let ledger = world.snapshot().await["ledger"].clone();
+        assert_eq!((&ledger["errors_1h"], &ledger["recent_errors"]), (&json!(0), &json!([])), "they lie ahead");
+        world.ledger_errors(1).await;
+        assert_eq!(world.snapshot().await["ledger"]["errors_1h"], 1, "what happens now counts now");
+        world.clock.advance(Duration::from_secs(2 * 3600));
+        assert_eq!(world.snapshot().await["ledger"]["errors_1h"], 3);
+    }
+
     async fn pruning_leaves_a_checkpoint_from_which_the_chain_verifies(world) {
         busy(&mut world).await;
         world.stop().await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 use crate::on_both;
 use crate::support::World;
@@ -322,4 +323,71 @@ on_both! {
         let (code, said, error) = world.command(&["ledger", "verify"]).await;
         assert_eq!(code, 0, "{said}{error}");
     }
+}
+
+async fn run(connection: &mut sqlx::PgConnection, text: &'static str) {
+    sqlx::raw_sql(text).execute(connection).await.expect(text);
+}
+
+/// Whoever ends a job holds the job and goes on to its publication. Who changes or forces that publication meanwhile
+/// has to come the same way, or one of the two is cut off by the database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_and_a_forced_publication_give_way_to_the_end_of_its_job() {
+    let Some(mut world) = World::on_postgres().await else { return };
+    world.rules("force.rhai", "rule \"force\" priority 5 then force_publish(1) because \"now\";\n");
+    let clip = world.clip(90.0, None).await;
+    world.sql("INSERT INTO jobs (kind, input) VALUES ('publish', '{\"log_id\": 1}')").await;
+    world.log(clip, "tiktok", "pending", &[("job_id", "1")]).await;
+    world.start_still().await;
+    let world = std::sync::Arc::new(world);
+    for forced in [false, true] {
+        let mut ending = sqlx::PgConnection::connect(world.url()).await.expect("another connection");
+        run(&mut ending, "BEGIN; SELECT 1 FROM jobs WHERE id = 1 FOR UPDATE").await;
+        let other = tokio::spawn({
+            let world = world.clone();
+            async move {
+                if forced {
+                    world.run_once().await["execution"]["results"][0]["outcome"].clone()
+                } else {
+                    json!(world.patch("/v1/publish-logs/1", &json!({ "priority": 7 })).await.0)
+                }
+            }
+        });
+        let waiting =
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        world.until(waiting, "1").await;
+        run(&mut ending, "UPDATE publish_logs SET last_error = 'ended' WHERE id = 1; COMMIT").await;
+        let said = other.await.expect("an answer");
+        assert_eq!(said, if forced { json!("executed") } else { json!(200) });
+    }
+    std::sync::Arc::into_inner(world).expect("nobody else").end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_changes_a_publication_holds_its_job_before_it() {
+    use sqlx::Connection;
+    let Some(mut world) = World::on_postgres().await else { return };
+    world.start_still().await;
+    let clip = world.clip(50.0, None).await;
+    world.sql("INSERT INTO jobs (kind) VALUES ('publish')").await;
+    let log = world.log(clip, "tiktok", "pending", &[("job_id", "1")]).await;
+    let mut worker = sqlx::PgConnection::connect(world.url()).await.expect("a worker's connection");
+    for change in [json!({ "priority": 7 }), json!({ "status": "cancelled" })] {
+        sqlx::raw_sql("BEGIN; SELECT 1 FROM jobs WHERE id = 1 FOR UPDATE").execute(&mut worker).await.expect("the job");
+        let path = format!("/v1/publish-logs/{log}");
+        let end = async {
+            let waiting =
+                "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            world.until(waiting, "1").await;
+            // As a worker ends a job: from the job to its publication.
+            let ended = "UPDATE publish_logs SET updated_at = updated_at WHERE job_id = 1; COMMIT";
+            sqlx::raw_sql(ended)
+                .execute(&mut worker)
+                .await
+                .expect("nobody holds the publication and waits for the job");
+        };
+        let ((status, body), ()) = tokio::join!(world.patch(&path, &change), end);
+        assert_eq!(status, 200, "{body}");
+    }
+    world.end().await;
 }

@@ -224,6 +224,27 @@ on_both! {
         world.sql("INSERT INTO jobs (kind, idempotency_key) VALUES ('render', 'once')").await;
     }
 
+    async fn json_that_only_the_database_takes_hides_no_row(world) {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        let mut written = vec![format!("'{deep}'"), "'1e999'".to_owned()];
+        if world.is_sqlite() {
+            written.push("CAST(x'22636166e922' AS TEXT)".to_owned()); // "caf", a Latin-1 letter, "
+            written.push(r#"'"\ud800"'"#.to_owned());
+        }
+        for json in &written {
+            world.sql(&format!("INSERT INTO jobs (kind, status, input, context, result) VALUES ('x', 'completed', {json}, {json}, {json})")).await;
+        }
+        world.start_still().await;
+        let (status, page) = world.get("/api/queue/items?status=completed").await;
+        assert_eq!((status, crate::support::world::list(&page["items"]).len()), (200, written.len()), "{page}");
+        for id in 1..=written.len() {
+            let (status, run) = world.get(&format!("/api/task-runs/{id}")).await;
+            assert_eq!(status, 200, "{run}");
+            assert!(["input", "context", "result"].iter().all(|field| run[field].is_string()), "{run}");
+        }
+        assert_eq!(world.snapshot().await["system"]["unobserved"], json!([]));
+    }
+
     async fn counts_stay_exact_whatever_other_programs_write(world) {
         world.start_still().await;
         let mut choices = Choices(0x5eed_0001);
@@ -266,4 +287,69 @@ on_both! {
         let folded = world.number("SELECT COUNT(*) FROM tallies").await;
         assert!(world.is_sqlite() || rows < 500 || folded < rows, "{rows} rows, folded {folded}");
     }
+}
+
+/// The columns of the tables that other programs may write that hold any text at all.
+async fn free_texts(world: &World) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (table, row) in ROWS {
+        world.sql(row).await;
+        let list = format!("SELECT group_concat(name) FROM pragma_table_info('{table}') WHERE type = 'TEXT'");
+        for column in world.text(&list).await.split(',') {
+            // Refused: one of a list of words, a time, JSON.
+            if world.try_sql(&format!("UPDATE {table} SET {column} = 'größer'")).await {
+                found.push((table.to_owned(), column.to_owned()));
+            }
+        }
+    }
+    found
+}
+
+const ROWS: [(&str, &str); 4] = [
+    ("campaigns", "INSERT INTO campaigns (name, budget_cents) VALUES ('spring', 1)"),
+    ("clips", "INSERT INTO clips (title, media_uri, visual_score) VALUES ('a clip', 's3://clips/1.mp4', 1)"),
+    ("jobs", "INSERT INTO jobs (kind) VALUES ('render')"),
+    ("publish_logs", "INSERT INTO publish_logs (clip_id, platform) VALUES (1, 'tiktok')"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_that_is_not_utf_8_is_refused_in_every_column_that_takes_text() {
+    let mut world = World::on_sqlite().await;
+    let columns = free_texts(&world).await;
+    assert_eq!(columns.len(), 18, "{columns:?}");
+    // A Latin-1 letter, a lone continuation, one too few, one too many, too long a form, a surrogate, beyond Unicode,
+    // and what SQLite's own functions take for the end.
+    let spoilt = ["636166e9", "a9", "e282", "c3a9a9", "c0af", "eda080", "f4908080", "6100e9", "6100"];
+    let sound = ["67726fc39f", "e282ac", "f09f9880", "efbfbe", "efbfbd", "7f"];
+    for (table, column) in &columns {
+        let write = |hex: &str| format!("UPDATE {table} SET {column} = CAST(x'{hex}' AS TEXT)");
+        for hex in spoilt {
+            // Also where the second piece begins.
+            for hex in [hex.to_owned(), format!("{}{hex}", "c3a9".repeat(99))] {
+                assert!(!world.try_sql(&write(&hex)).await, "{table}.{column} takes {hex}");
+            }
+        }
+        for hex in sound {
+            assert!(world.try_sql(&write(hex)).await, "{table}.{column} refuses {hex}");
+        }
+    }
+    let latin = "CAST(x'636166e9' AS TEXT)";
+    let rows = [
+        format!("INSERT INTO campaigns (name, budget_cents) VALUES ({latin}, 1)"),
+        format!("INSERT INTO clips (title, media_uri, visual_score) VALUES ({latin}, 'b', 1)"),
+        format!("INSERT INTO clips (title, media_uri, visual_score) VALUES ('a', {latin}, 1)"),
+        format!("INSERT INTO jobs (kind) VALUES ({latin})"),
+        format!("INSERT INTO jobs (kind, error) VALUES ('x', {latin})"),
+        format!("INSERT INTO publish_logs (clip_id, platform) VALUES (1, {latin})"),
+        format!("INSERT INTO publish_logs (clip_id, platform, last_error) VALUES (1, 'youtube', {latin})"),
+    ];
+    for row in rows {
+        assert!(world.sql_error(&row).await.contains("not UTF-8"), "{row}");
+    }
+    world.start_still().await;
+    for path in ["/v1/campaigns", "/v1/clips", "/v1/publish-logs", "/api/queue/items"] {
+        let (status, page) = world.get(path).await;
+        assert_eq!((status, page["items"].as_array().map(Vec::len)), (200, Some(1)), "{path}: {page}");
+    }
+    world.end().await;
 }

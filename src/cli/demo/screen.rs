@@ -21,6 +21,9 @@ use crate::telemetry::{colour_is_wanted, visible};
 
 /// Samples that the chart shows: a line may go on for hours.
 const CHART_SAMPLES: usize = 240;
+/// The table of numbers needs this much; at 80 by 24 everything is whole.
+const NUMBERS_WIDTH: u16 = 41;
+const NUMBERS_HEIGHT: u16 = 14;
 /// Plain lines of health in a run of ordinary length.
 const PLAIN_EVERY: usize = 5;
 
@@ -74,10 +77,14 @@ impl Drop for Screen {
 
 fn draw(frame: &mut Frame<'_>, view: &View, colours: bool) {
     let paint = |colour: Color| if colours { Style::new().fg(colour) } else { Style::new() };
-    let [top, middle, bottom, foot] =
-        Layout::vertical([Constraint::Length(1), Constraint::Min(8), Constraint::Min(8), Constraint::Length(1)])
-            .areas(frame.area());
-    let [chart, state] = Layout::horizontal([Constraint::Percentage(62), Constraint::Percentage(38)]).areas(middle);
+    let [top, middle, bottom, foot] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Min(NUMBERS_HEIGHT),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    let [chart, state] = Layout::horizontal([Constraint::Fill(1), Constraint::Max(NUMBERS_WIDTH)]).areas(middle);
     let Some((with_loop, without)) = view.samples.last() else { return };
     title(frame, top, view, with_loop, &paint);
     health(frame, chart, view, colours);
@@ -147,7 +154,7 @@ fn numbers(frame: &mut Frame<'_>, area: Rect, one: &Sample, other: &Sample, pain
         };
         rows.push(Row::new([format!("{mark} {}", window.platform), state, String::new()]).style(style));
     }
-    let widths = [Constraint::Min(14), Constraint::Length(12), Constraint::Length(9)];
+    let widths = [Constraint::Min(15), Constraint::Length(13), Constraint::Length(9)];
     frame
         .render_widget(Table::new(rows, widths).block(Block::bordered().title(" queue, publications, windows ")), area);
 }
@@ -239,5 +246,94 @@ impl<'a> Plain<'a> {
             self.told = Some(last.at);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use serde_json::json;
+
+    use super::*;
+
+    fn snapshot(health: i64, pending: i64) -> Snapshot {
+        let windows = ["instagram", "tiktok", "youtube"].map(|platform| {
+            json!({
+                "platform": platform, "time_zone": "UTC", "opens_at": "2026-11-20T16:00:00.000Z",
+                "closes_at": "2026-11-20T23:00:00.000Z", "active": platform == "tiktok", "minutes_left": 1439,
+            })
+        });
+        serde_json::from_value(json!({
+            "at": "2026-11-20T21:34:56.000Z",
+            "jobs": {
+                "pending": pending, "processing": 1, "retry": 1, "failed": 2, "completed": 999_999, "waiting": 30,
+                "oldest_pending_minutes": 10_000, "queue_saturated": true,
+            },
+            "scheduler": { "windows": windows, "active": ["tiktok"], "closing_soon": [], "any_active": true },
+            "system": { "health_score": health, "status": "healthy", "deductions": [], "unobserved": [] },
+        }))
+        .expect("a snapshot")
+    }
+
+    fn drawn(width: u16, height: u16, view: &View) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
+        terminal.draw(|frame| draw(frame, view, true)).expect("drawn");
+        let buffer = terminal.backend().buffer();
+        (0..height).map(|y| (0..width).map(|x| buffer[(x, y)].symbol()).collect()).collect()
+    }
+
+    #[test]
+    fn a_terminal_of_80_by_24_shows_everything_whole_and_nothing_hostile() {
+        let sample = |health, pending| Sample { snapshot: snapshot(health, pending) };
+        let decision = |second: i64| Decision {
+            at: Timestamp::new(chrono::DateTime::from_timestamp(1_800_000_000 + second, 0).expect("a time")),
+            action: "force_publish".to_owned(),
+            target: format!("publish_log:{second}"),
+            reason: "stuck\u{1b}[2J\nforged".to_owned(),
+            executed: second % 2 == 0,
+        };
+        let view = View {
+            url: Some("http://127.0.0.1:65535".to_owned()),
+            samples: (0..500).map(|n| (sample(100, 3), sample(100 - n / 5, 123_456))).collect(),
+            decisions: (0..50).map(decision).collect(),
+            outage: true,
+            progress: None,
+        };
+        let lines = drawn(80, 24, &view);
+        let screen = lines.join("\n");
+        for words in [
+            "showrunner demo 21:34",
+            "the platforms are down",
+            "http://127.0.0.1:65535",
+            "q leaves",
+            " health ",
+            "queue, publications, windows",
+            "with loop",
+            "without",
+            "what the loop did, and why",
+        ] {
+            assert!(screen.contains(words), "{words} in\n{screen}");
+        }
+        let row =
+            |name: &str| lines.iter().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name} in\n{screen}"));
+        for (name, _) in MEASURES.iter().filter(|(name, _)| *name != "health") {
+            row(name);
+        }
+        assert!(row("jobs pending").contains(" 3 ") && row("jobs pending").contains("123456"), "{screen}");
+        assert!(row("oldest, minutes").matches("10000").count() == 2, "{screen}");
+        assert!(row("● tiktok").contains("1439 min left") && row("○ youtube").contains("at 16:00"), "{screen}");
+        assert!(row("publish_log:49").contains(r"stuck\u{1b}[2J\nforged"), "the newest, and visibly:\n{screen}");
+        assert!(lines[0].trim_end().ends_with("q leaves") && lines[23].trim_end() == "q leaves", "{screen}");
+    }
+
+    #[test]
+    fn a_terminal_of_any_size_is_drawn_on() {
+        let sample = || Sample { snapshot: snapshot(1, 2) };
+        let view = View { samples: vec![(sample(), sample())], progress: Some(7.0), ..View::default() };
+        for (width, height) in [(1, 1), (2, 40), (10, 3), (80, 5), (300, 100)] {
+            drawn(width, height, &view);
+            drawn(width, height, &View::default());
+        }
     }
 }

@@ -208,6 +208,7 @@ impl World {
 fn configuration(file: &Path, demo: &Demo, enabled: bool) -> Config {
     let mut config =
         Config { database_url: format!("sqlite://{}", file.display()), port: demo.port, ..Config::default() };
+    config.storage.folder = file.with_extension("storage");
     config.orchestrator.enabled = enabled;
     // A quarter of a second to watch, whatever the speed.
     config.orchestrator.interval_seconds = u64::from(demo.speed / 4).max(1);

@@ -5,16 +5,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use clap::ValueEnum;
-use serde::Serialize;
-use serde_json::value::RawValue;
 
+use super::source::Source;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::output::Output;
-use crate::db::{Db, Timestamp};
-use crate::ledger::{self, Filter, StoredEntry};
-
-/// Entries that are read at a time.
-const CHUNK: i64 = 1_000;
+use crate::ledger::{Filter, StoredEntry};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(in crate::cli) enum Format {
@@ -22,55 +17,28 @@ pub(in crate::cli) enum Format {
     Csv,
 }
 
-/// An entry as JSON, its payload exactly as it was hashed.
-#[derive(Serialize)]
-pub(super) struct View<'a> {
-    id: i64,
-    cycle_id: Option<i64>,
-    event_type: &'a str,
-    severity: &'a str,
-    actor: &'a str,
-    subject: Option<&'a str>,
-    rule: Option<&'a str>,
-    payload: Option<&'a RawValue>,
-    created_at: Timestamp,
-    prev_hash: &'a str,
-    hash: &'a str,
-}
-
-impl<'a> View<'a> {
-    pub(super) fn of(entry: &'a StoredEntry) -> Self {
-        Self {
-            id: entry.id,
-            cycle_id: entry.cycle_id,
-            event_type: &entry.event_type,
-            severity: &entry.severity,
-            actor: &entry.actor,
-            subject: entry.subject.as_deref(),
-            rule: entry.rule.as_deref(),
-            payload: serde_json::from_str(&entry.payload).ok(),
-            created_at: entry.created_at,
-            prev_hash: &entry.prev_hash,
-            hash: &entry.hash,
-        }
-    }
-
-    pub(super) fn line(&self) -> Outcome<String> {
-        serde_json::to_string(self).map_err(|cause| Failure::failed(cause.to_string()))
-    }
+/// An entry as one line of JSON.
+pub(super) fn line(entry: &StoredEntry) -> Outcome<String> {
+    serde_json::to_string(entry).map_err(|cause| Failure::failed(cause.to_string()))
 }
 
 /// Writes to `path`, or to standard output. A file appears under its name only when it is whole.
-pub(super) async fn run(db: &Db, filter: Filter, format: Format, path: Option<&Path>, out: &mut Output) -> Outcome {
+pub(super) async fn run(
+    source: &Source,
+    filter: Filter,
+    format: Format,
+    path: Option<&Path>,
+    out: &mut Output,
+) -> Outcome {
     let Some(path) = path else {
-        write_all(db, filter, format, io::stdout().lock()).await?;
+        write_all(source, filter, format, io::stdout().lock()).await?;
         return Ok(());
     };
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let unwritable = |cause: io::Error| Failure::failed(format!("{} cannot be written: {cause}", path.display()));
     let file = BufWriter::new(File::create(&partial).map_err(unwritable)?);
-    let count = write_all(db, filter, format, file).await?;
+    let count = write_all(source, filter, format, file).await?;
     std::fs::rename(&partial, path).map_err(unwritable)?;
     if out.wants_json() {
         return out.json(&serde_json::json!({ "entries": count, "file": path }));
@@ -78,11 +46,11 @@ pub(super) async fn run(db: &Db, filter: Filter, format: Format, path: Option<&P
     out.line(&format!("{count} entries are in {}.", path.display()))
 }
 
-async fn write_all(db: &Db, mut filter: Filter, format: Format, stream: impl Write) -> Outcome<u64> {
+async fn write_all(source: &Source, mut filter: Filter, format: Format, stream: impl Write) -> Outcome<u64> {
     let mut sink = Sink::begin(format, stream)?;
     let mut count = 0;
     loop {
-        let entries = ledger::query(db, &filter, true, CHUNK).await?;
+        let entries = source.oldest(&filter).await?;
         let Some(last) = entries.last() else { break };
         filter.after_id = Some(last.id);
         count += entries.len() as u64;
@@ -124,7 +92,7 @@ impl<W: Write> Sink<W> {
 
     fn write(&mut self, entry: &StoredEntry) -> Outcome {
         match self {
-            Self::Lines(stream) => Ok(writeln!(stream, "{}", View::of(entry).line()?)?),
+            Self::Lines(stream) => Ok(writeln!(stream, "{}", line(entry)?)?),
             Self::Table(table) => {
                 let cells = [
                     entry.id.to_string(),

@@ -1,14 +1,14 @@
-//! Where `tail` and `query` read: a running server, or the database itself.
+//! Where the ledger is read: at a running server, or in the database itself.
 
 use reqwest::Method;
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::cli::failure::Outcome;
 use crate::cli::way_in::{Remote, open_database};
 use crate::cli::{Common, Server};
-use crate::db::{Db, Timestamp};
-use crate::ledger::{self, Filter, StoredEntry};
+use crate::db::Db;
+use crate::ledger::{self, Filter, StoredEntry, Verification};
+use crate::web::{Cursor, Page};
 
 /// Rows of a page: the server's most.
 const PAGE: i64 = 500;
@@ -19,44 +19,18 @@ pub(super) enum Source {
     Database(Db),
 }
 
-/// A page of `GET /v1/ledger`.
+/// The answer of `GET /v1/ledger/verify`.
 #[derive(Deserialize)]
-struct Page {
-    items: Vec<Item>,
-    next_cursor: Option<String>,
+struct Verified {
+    entries: i64,
+    checkpoint_id: Option<i64>,
+    first_bad: Option<BadEntry>,
 }
 
 #[derive(Deserialize)]
-struct Item {
+struct BadEntry {
     id: i64,
-    cycle_id: Option<i64>,
-    event_type: String,
-    severity: String,
-    actor: String,
-    subject: Option<String>,
-    rule: Option<String>,
-    payload: Value,
-    created_at: Timestamp,
-    prev_hash: String,
-    hash: String,
-}
-
-impl From<Item> for StoredEntry {
-    fn from(item: Item) -> Self {
-        Self {
-            id: item.id,
-            cycle_id: item.cycle_id,
-            event_type: item.event_type,
-            severity: item.severity,
-            actor: item.actor,
-            subject: item.subject,
-            rule: item.rule,
-            payload: item.payload.to_string(),
-            created_at: item.created_at,
-            prev_hash: item.prev_hash,
-            hash: item.hash,
-        }
-    }
+    reason: String,
 }
 
 impl Source {
@@ -67,47 +41,65 @@ impl Source {
         }
     }
 
-    /// Up to `limit` entries that fit, newest first.
-    pub(super) async fn newest(&self, filter: &Filter, limit: i64) -> Outcome<Vec<StoredEntry>> {
-        match self {
-            Self::Database(db) => Ok(ledger::query(db, filter, false, limit).await?),
-            Self::Server(remote) => pages(remote, filter, limit).await,
+    /// Leaves as one should.
+    pub(super) async fn close(self) {
+        if let Self::Database(db) = self {
+            db.close().await;
         }
     }
 
-    /// What came after `id`, newest first, up to a page; the rest comes with the next call.
-    pub(super) async fn newer_than(&self, filter: &Filter, id: i64) -> Outcome<Vec<StoredEntry>> {
-        match self {
-            Self::Database(db) => {
-                let filter = Filter { after_id: Some(id), ..filter.clone() };
-                let mut entries = ledger::query(db, &filter, true, PAGE).await?;
-                entries.reverse();
-                Ok(entries)
+    /// Up to `limit` entries that fit, newest first.
+    pub(super) async fn newest(&self, filter: &Filter, limit: i64) -> Outcome<Vec<StoredEntry>> {
+        let remote = match self {
+            Self::Database(db) => return Ok(ledger::query(db, filter, false, limit).await?),
+            Self::Server(remote) => remote,
+        };
+        let mut entries: Vec<StoredEntry> = Vec::new();
+        let mut before_id = filter.before_id;
+        while (entries.len() as i64) < limit {
+            let wanted = PAGE.min(limit - entries.len() as i64);
+            let page = page(remote, filter, "newest", before_id, wanted).await?;
+            before_id = page.items.last().map(|entry| entry.id);
+            entries.extend(page.items);
+            if page.next_cursor.is_none() {
+                break;
             }
-            Self::Server(remote) => pages(remote, &Filter { after_id: Some(id), ..filter.clone() }, 100 * PAGE).await,
+        }
+        Ok(entries)
+    }
+
+    /// The next page of what fits behind `filter.after_id`, oldest first; empty at the end.
+    pub(super) async fn oldest(&self, filter: &Filter) -> Outcome<Vec<StoredEntry>> {
+        match self {
+            Self::Database(db) => Ok(ledger::query(db, filter, true, PAGE).await?),
+            Self::Server(remote) => Ok(page(remote, filter, "oldest", filter.after_id, PAGE).await?.items),
+        }
+    }
+
+    /// Walks the chain; `progress` hears how far, where the walk is our own.
+    pub(super) async fn verify(&self, progress: impl FnMut(i64)) -> Outcome<Verification> {
+        match self {
+            Self::Database(db) => Ok(ledger::verify(db, progress).await?),
+            Self::Server(remote) => {
+                let found: Verified = remote.ask(Method::GET, "v1/ledger/verify", &[], None).await?;
+                let Verified { entries, checkpoint_id, first_bad } = found;
+                Ok(Verification { entries, checkpoint_id, first_bad: first_bad.map(|bad| (bad.id, bad.reason)) })
+            }
         }
     }
 }
 
-async fn pages(remote: &Remote, filter: &Filter, limit: i64) -> Outcome<Vec<StoredEntry>> {
-    let mut entries: Vec<StoredEntry> = Vec::new();
-    let mut cursor: Option<String> = None;
-    let below = filter.before_id.unwrap_or(i64::MAX);
-    let above = filter.after_id.unwrap_or(i64::MIN);
-    while (entries.len() as i64) < limit {
-        let mut query = parameters(filter);
-        query.push(("limit", PAGE.min(limit - entries.len() as i64).max(1).to_string()));
-        query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
-        let page: Page = remote.ask(Method::GET, "v1/ledger", &query, None).await?;
-        let reached = page.items.last().is_none_or(|item| item.id <= above);
-        entries.extend(page.items.into_iter().filter(|item| item.id < below && item.id > above).map(Into::into));
-        cursor = page.next_cursor;
-        if reached || cursor.is_none() {
-            break;
-        }
-    }
-    entries.truncate(usize::try_from(limit).unwrap_or(0));
-    Ok(entries)
+async fn page(
+    remote: &Remote,
+    filter: &Filter,
+    order: &str,
+    from: Option<i64>,
+    limit: i64,
+) -> Outcome<Page<StoredEntry>> {
+    let mut query = parameters(filter);
+    query.extend([("order", order.to_owned()), ("limit", limit.to_string())]);
+    query.extend(from.map(|id| ("cursor", Cursor(id).encode())));
+    remote.ask(Method::GET, "v1/ledger", &query, None).await
 }
 
 fn parameters(filter: &Filter) -> Vec<(&'static str, String)> {

@@ -2,7 +2,17 @@ use proptest::prelude::*;
 
 use super::*;
 
-const KINDS: [&str; 3] = ["force_publish", "rebalance_queue", "trigger_reconciliation"];
+const KINDS: [&str; 9] = [
+    "cancel_run",
+    "drain_agent",
+    "force_publish",
+    "pause_queue",
+    "pause_trigger",
+    "quarantine_worker",
+    "rebalance_queue",
+    "restart_stream",
+    "trigger_reconciliation",
+];
 
 /// Reads `file` (its name and text) under `variables` under `flags`.
 fn read(
@@ -259,4 +269,155 @@ proptest! {
     fn no_variable_name_makes_it_panic(name in "[A-Z_0-9.]{0,40}", value in "\\PC{0,20}") {
         _ = read(None, &[(&format!("SHOWRUNNER_{name}"), &value)], &[]);
     }
+}
+
+/// A value as an operator, a slip or a stranger writes it.
+fn values() -> impl Strategy<Value = String> {
+    let edges = [
+        "0",
+        "-1",
+        "1",
+        "65536",
+        "18446744073709551615",
+        "18446744073709551616",
+        "-9223372036854775809",
+        "1e308",
+        "1e999",
+        "nan",
+        ".nan",
+        ".inf",
+        "-0.0",
+        "0x10",
+        "0o17",
+        "1_000",
+        "true",
+        "yes",
+        "~",
+        "null",
+        "[]",
+        "{}",
+        "[[]]",
+        "\"\"",
+        "' '",
+        "*",
+        "&a",
+        "!!binary AA==",
+        "2026-02-29",
+        "24:00",
+        "24:01",
+        "23:59",
+        "00:00",
+        "25:00",
+        "Europe/Madrd",
+        "Europe/Madrid",
+        "utc",
+        "\u{202e}10",
+        "１０",
+        "sqlite:",
+        "postgres://",
+        "${HOME}",
+        "../..",
+        "a.b.c",
+        "info,=,debug",
+        "warn,[{]}",
+        "\u{7f}",
+    ];
+    prop_oneof![
+        3 => proptest::sample::select(edges.to_vec()).prop_map(str::to_owned),
+        1 => "\\PC{0,40}",
+        1 => any::<String>(),
+        1 => any::<i64>().prop_map(|number| number.to_string()),
+        1 => any::<f64>().prop_map(|number| number.to_string()),
+    ]
+}
+
+/// Every key, those with names of the operator's choosing too.
+fn every_key() -> Vec<String> {
+    let mut keys = Shape::of_config().keys();
+    keys.retain(|key| !matches!(key.as_str(), "publishing.platforms" | "governors.budgets"));
+    let fields = ["opens", "closes", "time_zone", "spacing_minutes", "daily_quota", "cost_cents"];
+    keys.extend(
+        fields
+            .iter()
+            .flat_map(|field| ["tiktok", "myspace"].map(|name| format!("publishing.platforms.{name}.{field}"))),
+    );
+    keys.extend(["governors.budgets.force_publish".to_owned(), "governors.budgets.fly".to_owned()]);
+    keys
+}
+
+/// Whatever was wrong is told with its place; what was taken is within its bounds.
+fn told(origins: &[&str], result: Result<Loaded, ConfigError>) -> Result<(), TestCaseError> {
+    match result {
+        Ok(loaded) => {
+            prop_assert!(loaded.config.check(&KINDS).is_empty());
+        }
+        Err(error) => {
+            prop_assert!(!error.faults.is_empty());
+            for fault in &error.faults {
+                prop_assert!(origins.contains(&fault.origin.as_str()), "{fault:?} is said to come from elsewhere");
+                prop_assert!(!fault.message.is_empty() && !fault.to_string().contains('\u{202e}'), "{fault:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_value_of_any_key_is_taken_or_told(key in proptest::sample::select(every_key()), value in values()) {
+        if !value.contains('\0') {
+            let variable = format!("SHOWRUNNER_{}", key.to_uppercase().replace('.', "__"));
+            told(&[&variable], read(None, &[(&variable, &value)], &[]))?;
+        }
+        let mut yaml = String::new();
+        for (depth, name) in key.split('.').enumerate() {
+            yaml += &format!("{}{}{name}:", if depth > 0 { "\n" } else { "" }, "  ".repeat(depth));
+        }
+        let toml = |value: &str| {
+            let (table, name) = key.rsplit_once('.').unwrap_or(("", &key));
+            let head = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
+            format!("{head}{name} = {value}\n")
+        };
+        let quoted = format!("{:?}", serde_json::Value::from(value.as_str()).to_string());
+        for value in [&value, &quoted] {
+            told(&["showrunner.yaml"], read(Some(("showrunner.yaml", &format!("{yaml} {value}\n"))), &[], &[]))?;
+            told(&["showrunner.toml"], read(Some(("showrunner.toml", &toml(value))), &[], &[]))?;
+        }
+    }
+
+    #[test]
+    fn any_file_is_taken_or_told(text in any::<String>(), lines in proptest::collection::vec(("[a-z_.]{1,12}", values()), 0..8)) {
+        told(&["showrunner.yaml"], read(Some(("showrunner.yaml", &text)), &[], &[]))?;
+        told(&["showrunner.toml"], read(Some(("showrunner.toml", &text)), &[], &[]))?;
+        let yaml: String = lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+        told(&["showrunner.yaml"], read(Some(("showrunner.yaml", &yaml)), &[], &[]))?;
+        let toml: String = lines.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        told(&["showrunner.toml"], read(Some(("showrunner.toml", &toml)), &[], &[]))?;
+    }
+}
+
+#[test]
+fn a_file_that_nests_without_end_is_refused() {
+    for depth in [200, 12_000] {
+        for (name, text) in [
+            ("showrunner.yaml", format!("port: {}", "[".repeat(depth))),
+            ("showrunner.yaml", format!("port: {}{}", "{a: ".repeat(depth), "}".repeat(depth))),
+            ("showrunner.yaml", format!("port:\n  {}1", "- ".repeat(depth))),
+            ("showrunner.toml", format!("port = {}{}", "[".repeat(depth), "]".repeat(depth))),
+            ("showrunner.toml", format!("port = {}1{}", "{a = ".repeat(depth), "}".repeat(depth))),
+            ("showrunner.toml", format!("{} = 1", vec!["a"; depth].join("."))),
+        ] {
+            let found = refusals(Some((name, &text)), &[]);
+            assert!(found.starts_with(name), "{found}");
+        }
+    }
+    // An alias of an alias: a few lines that would be gigabytes.
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let alias = format!("*a{}, ", level - 1).repeat(10);
+        bomb += &format!("a{level}: &a{level} [{}]\n", alias.trim_end_matches(", "));
+    }
+    assert!(refusals(Some(("showrunner.yaml", &bomb)), &[]).starts_with("showrunner.yaml"));
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -36,6 +37,8 @@ pub enum Refresh {
 /// The rules in force. Shared by reference; readers never wait for a reload.
 pub struct RuleBook {
     folder: Option<PathBuf>,
+    /// Those that rules may name; any, where nobody said.
+    platforms: Option<Vec<String>>,
     current: ArcSwap<RuleSet>,
     state: Mutex<State>,
 }
@@ -67,12 +70,26 @@ struct Stamp {
 impl RuleBook {
     /// The built-in rules; nothing can change them.
     pub fn built_in() -> Self {
-        Self { folder: None, current: ArcSwap::from_pointee(RuleSet::built_in()), state: Mutex::default() }
+        Self {
+            folder: None,
+            platforms: None,
+            current: ArcSwap::from_pointee(RuleSet::built_in()),
+            state: Mutex::default(),
+        }
     }
 
     /// The rules of a folder. If it is bad the built-in rules are in force, and the first refresh tells.
     pub fn folder(path: impl Into<PathBuf>) -> Self {
-        let book = Self { folder: Some(path.into()), ..Self::built_in() };
+        Self::open(path.into(), None)
+    }
+
+    /// As [`RuleBook::folder`]; a rule that names a platform outside `platforms` makes the folder bad.
+    pub fn folder_for(path: impl Into<PathBuf>, platforms: Vec<String>) -> Self {
+        Self::open(path.into(), Some(platforms))
+    }
+
+    fn open(path: PathBuf, platforms: Option<Vec<String>>) -> Self {
+        let book = Self { folder: Some(path), platforms, ..Self::built_in() };
         let found = book.refresh();
         if matches!(found, Refresh::Rejected { .. }) {
             book.state().untold = Some(found);
@@ -114,7 +131,11 @@ impl RuleBook {
             if *current.sources() == sources {
                 return Ok(None);
             }
-            RuleSet::load(&sources).map(Some).map_err(|errors| (Some(hash(&sources)), errors))
+            let set = RuleSet::load(&sources).and_then(|set| match &self.platforms {
+                Some(platforms) => set.for_platforms(platforms.iter().map(String::as_str)),
+                None => Ok(set),
+            });
+            set.map(Some).map_err(|errors| (Some(hash(&sources)), errors))
         });
         let previous = self.current.load().hash().to_owned();
         match loaded {
@@ -171,9 +192,11 @@ fn look(folder: &Path) -> Seen {
                 Ok(data) => data,
                 Err(error) => return Err(std::io::Error::new(error.kind(), format!("{name}: {error}"))),
             };
-            if data.is_file() {
-                files.insert(name, stamp(&data));
+            if !data.is_file() {
+                let words = format!("{name} is no file; take it away, or put a dot before its name");
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, words));
             }
+            files.insert(name, stamp(&data));
         }
         Ok(())
     });
@@ -195,6 +218,25 @@ fn stamp(data: &fs::Metadata) -> Stamp {
     Stamp { modified: data.modified().ok(), length: data.len(), identity }
 }
 
+/// The text of a file that may have changed since it was looked at: become longer, or a pipe, which must not be waited
+/// for.
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.custom_flags(libc::O_NONBLOCK);
+    }
+    let file = options.open(path)?;
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > MAX_FILE_BYTES {
+        return Err(std::io::Error::other(format!("it has grown; at most {MAX_FILE_BYTES} bytes are taken")));
+    }
+    Ok(text)
+}
+
 type Unread = (Option<String>, Vec<RuleError>);
 
 /// Reads the files, unless the bounds forbid it.
@@ -211,7 +253,7 @@ fn read(folder: &Path, files: &BTreeMap<String, Stamp>) -> Result<BTreeMap<Strin
             errors.push(RuleError::whole(name, message));
             continue;
         }
-        match fs::read_to_string(folder.join(name)) {
+        match read_bounded(&folder.join(name)) {
             Ok(source) => {
                 sources.insert(name.clone(), source);
             }

@@ -7,6 +7,7 @@ use rhai::{AST, ASTFlags, ASTNode, BinaryExpr, Expr, FnCallExpr, Position, Stmt,
 
 use super::error::{RuleError, hint};
 use super::facts::{SECTIONS, Sections};
+use super::rule_set::MAX_ERRORS;
 use super::sandbox::FUNCTIONS;
 use super::shape::Shape;
 use crate::control::action::ACTION_KINDS;
@@ -55,7 +56,14 @@ impl<'a> Checker<'a> {
     }
 
     pub(super) fn error(&mut self, position: Position, message: impl Into<String>) {
-        self.errors.push(RuleError::at(self.file, position, message));
+        if !self.full() {
+            self.errors.push(RuleError::at(self.file, position, message));
+        }
+    }
+
+    /// As much is wrong as is told; the rest need not be looked at, nor for what it was meant to be.
+    fn full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS
     }
 
     /// The sections mentioned since the last call.
@@ -128,6 +136,9 @@ impl<'a> Checker<'a> {
     }
 
     fn see(&mut self, expression: &Expr) -> Seen {
+        if self.full() {
+            return Seen::any();
+        }
         match expression {
             Expr::Variable(variable, _, position) => self.variable(&variable.1, !variable.2.is_empty(), *position),
             Expr::Dot(chain, flags, _) => {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::RuleFailure;
-use super::evaluate::propose_with;
+use super::evaluate::{Recorded, propose_with};
 use super::plan::plan;
 use super::rule_set::{RuleInfo, RuleSet};
 use crate::config::Governors;
@@ -29,6 +29,12 @@ pub struct Decision {
     /// Rules that failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<RuleFailure>,
+    /// The rule that was asked first, where it was not the first of the set: an earlier cycle did not reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began_with: Option<String>,
+    /// Rules that were not asked because the ones before them took too much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreached: Option<Unreached>,
     /// The plan was larger than the cap: none of it is carried out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blast_radius_exceeded: bool,
@@ -112,6 +118,17 @@ pub struct HeldRule {
     pub because: String,
 }
 
+/// Rules that a cycle did not reach. The next one begins with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Unreached {
+    /// How many.
+    pub count: usize,
+    /// What was used up.
+    pub because: String,
+    /// Their names in the order in which they will be asked, the first hundred.
+    pub rules: Vec<String>,
+}
+
 /// Counts of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Summary {
@@ -176,9 +193,12 @@ impl From<&RuleInfo> for Origin {
 
 /// Decides again from what a cycle recorded. With the same rules, the answer is the same byte for byte in JSON.
 pub fn replay(rules: &RuleSet, snapshot: &Snapshot, recorded: &Decision) -> Decision {
-    let timed_out: Vec<RuleFailure> = recorded.failures.iter().filter(|failure| failure.timed_out).cloned().collect();
+    let pace = Recorded {
+        timed_out: recorded.failures.iter().filter(|failure| failure.timed_out).cloned().collect(),
+        unreached: recorded.unreached.as_ref(),
+    };
     let health = recorded.failures.iter().filter(|failure| failure.rule == HEALTH_RULE).cloned().collect();
-    let mut proposals = propose_with(rules, snapshot, None, &timed_out);
+    let mut proposals = propose_with(rules, snapshot, None, recorded.began_with.as_deref(), &pace);
     proposals.add_failures(health);
     let memory = recorded.memory.clone().unwrap_or_default();
     let governors = recorded.governors.clone().unwrap_or_default();

@@ -37,7 +37,7 @@ impl RuleError {
             file: file.to_owned(),
             line: position.line().unwrap_or(0),
             column: position.position().unwrap_or(0),
-            message: message.into(),
+            message: message.into().chars().take(MAX_MESSAGE).collect(),
         }
     }
 
@@ -61,6 +61,11 @@ pub struct RuleFailure {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
 }
+
+/// Bytes of a name for which a near one is looked for: no name of ours is half as long.
+const MAX_HINTED: usize = 80;
+/// Characters of an error's message.
+const MAX_MESSAGE: usize = 1_000;
 
 /// An evaluation error in words, without its position, and whether time ran out.
 pub(super) fn explain(error: &EvalAltResult) -> (String, Position, bool) {
@@ -87,8 +92,23 @@ pub(super) fn explain(error: &EvalAltResult) -> (String, Position, bool) {
     (message, position, false)
 }
 
+/// The candidate that a name with foreign letters in it looks like: letters without width are nothing, and any other
+/// foreign one stands for the one that it looks like.
+pub(super) fn looks_like<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let invisible = |letter: char| matches!(letter, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let letters: Vec<char> = name.chars().filter(|letter| !invisible(*letter)).take(MAX_HINTED).collect();
+    let like = |candidate: &str| {
+        candidate.chars().count() == letters.len()
+            && candidate.chars().zip(&letters).all(|(known, letter)| known == *letter || !letter.is_ascii())
+    };
+    candidates.into_iter().find(|candidate| like(candidate)).filter(|_| !letters.is_empty())
+}
+
 /// The candidate nearest to `name`, if one is near enough to have been meant.
 pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if name.len() > MAX_HINTED {
+        return None;
+    }
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))

@@ -1,21 +1,26 @@
 //! Runs the clauses of loaded rules: pure and deterministic, the same rules and snapshot give the same proposals.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use rhai::{Array, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Expression, Position, Scope};
 
 use super::call;
-use super::decision::{HEALTH_RULE, HeldRule, Origin};
+use super::decision::{HEALTH_RULE, HeldRule, Origin, Unreached};
 use super::error::{RuleError, RuleFailure, explain};
 use super::facts::{self, Sections};
 use super::rule_set::{Deduct, File, Rule, RuleSet};
-use super::sandbox::Watch;
+use super::sandbox::{CYCLE_OPERATIONS, CYCLE_TIME, MAX_OPERATIONS, WALL_TIME, Watch};
 use crate::clock::SharedClock;
 use crate::control::action::Action;
 use crate::control::snapshot::Snapshot;
 
 /// Actions that one rule may propose in one cycle; far more than the blast radius lets through.
 pub const MAX_PROPOSALS: usize = 1_000;
+/// Proposals after which a cycle asks no further rule: each one's fate is recorded, and a record has an end.
+const CYCLE_PROPOSALS: usize = 2_000;
+/// Names of rules that were not reached; their number stands beside them, and the rest follow in the order of the set.
+const MAX_NAMED: usize = 100;
 /// Characters of a reason.
 const MAX_REASON: usize = 500;
 
@@ -35,6 +40,8 @@ pub struct Proposals {
     pub(super) items: Vec<Proposal>,
     pub(super) held_rules: Vec<HeldRule>,
     pub(super) failures: Vec<RuleFailure>,
+    pub(super) began_with: Option<String>,
+    pub(super) unreached: Option<Unreached>,
     pub(super) rules_hash: String,
 }
 
@@ -67,44 +74,89 @@ impl Proposals {
     }
 }
 
-/// Asks every rule. Rules that mention an unobserved section are held, failing ones reported; neither stops others.
-pub fn propose(rules: &RuleSet, snapshot: &Snapshot, clock: &SharedClock) -> Proposals {
-    propose_with(rules, snapshot, Some(clock), &[])
+/// Asks every rule, beginning with the one named `first`: the one that the last cycle did not reach. Rules that mention
+/// an unobserved section are held, failing ones reported; neither stops others. What all rules may take together has
+/// bounds; rules that are not reached within them are named, and wait for the next cycle.
+pub fn propose(rules: &RuleSet, snapshot: &Snapshot, clock: &SharedClock, first: Option<&str>) -> Proposals {
+    propose_with(rules, snapshot, Some(clock), first, &Recorded::default())
 }
 
-/// As [`propose`]; rules in `timed_out` fail as they did then.
+/// What a cycle recorded of its own pace, which a replay takes over.
+#[derive(Debug, Default)]
+pub(super) struct Recorded<'a> {
+    /// Rules that ran out of time.
+    pub(super) timed_out: Vec<RuleFailure>,
+    /// Where the cycle stopped.
+    pub(super) unreached: Option<&'a Unreached>,
+}
+
+/// As [`propose`]; rules fail and wait as they did then.
 pub(super) fn propose_with(
     rules: &RuleSet,
     snapshot: &Snapshot,
     clock: Option<&SharedClock>,
-    timed_out: &[RuleFailure],
+    first: Option<&str>,
+    recorded: &Recorded<'_>,
 ) -> Proposals {
     let missing = facts::unobserved(snapshot);
-    let mut proposals = Proposals { rules_hash: rules.hash().to_owned(), ..Proposals::default() };
-    let mut evaluation = Evaluation::new(&rules.engine, facts::scope(snapshot, rules.rule_sections), clock);
-    for file in rules.files.iter().filter(|file| !file.rules.is_empty()) {
-        evaluation.enter(file);
-        for rule in &file.rules {
-            if let Some(because) = unobserved(rule.sections, missing) {
-                proposals.held_rules.push(HeldRule { rule: rule.info.name.clone(), because });
-                continue;
+    let all: Vec<(&File, &Rule)> =
+        rules.files.iter().flat_map(|file| file.rules.iter().map(move |rule| (file, rule))).collect();
+    let begin = first.and_then(|name| all.iter().position(|(_, rule)| rule.info.name == name)).unwrap_or(0);
+    let mut proposals = Proposals {
+        rules_hash: rules.hash().to_owned(),
+        began_with: (begin > 0).then(|| all[begin].1.info.name.clone()),
+        ..Proposals::default()
+    };
+    let (mut items, mut held, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    let scope = facts::scope(snapshot, rules.rule_sections);
+    let mut evaluation = Evaluation::new(&rules.engine, scope, clock, CYCLE_TIME);
+    let mut entered: Option<&File> = None;
+    let order = (begin..all.len()).chain(0..begin);
+    for (place, index) in order.clone().enumerate() {
+        let (file, rule) = all[index];
+        let stop = match recorded.unreached {
+            Some(then) if then.rules.first() == Some(&rule.info.name) => Some(then.because.clone()),
+            _ if items.len() >= CYCLE_PROPOSALS => {
+                Some(format!("the rules before them propose {} actions", items.len()))
             }
-            if let Some(failure) = timed_out.iter().find(|failure| failure.rule == rule.info.name) {
-                proposals.failures.push(failure.clone());
-                continue;
-            }
-            match evaluation.rule(rule, false) {
-                Ok(found) => proposals.items.extend(found.into_iter().map(|(action, reason)| Proposal {
-                    origin: Origin::from(&rule.info),
-                    age_seconds: age(&action, snapshot),
-                    action,
-                    reason,
-                })),
-                Err(broken) => proposals.failures.push(broken.in_cycle(&rule.info.name, &file.name, rule.info.line)),
-            }
+            _ => evaluation.exhausted(CYCLE_OPERATIONS),
+        };
+        // The first one is always asked, so that every rule has its turn.
+        if let Some(because) = stop.filter(|_| place > 0) {
+            let names = order.skip(place).take(MAX_NAMED).map(|index| all[index].1.info.name.clone());
+            proposals.unreached = Some(Unreached { count: all.len() - place, because, rules: names.collect() });
+            break;
+        }
+        if !entered.is_some_and(|entered| std::ptr::eq(entered, file)) {
+            evaluation.enter(file);
+            entered = Some(file);
+        }
+        if let Some(because) = unobserved(rule.sections, missing) {
+            held.push((index, HeldRule { rule: rule.info.name.clone(), because }));
+            continue;
+        }
+        if let Some(failure) = recorded.timed_out.iter().find(|failure| failure.rule == rule.info.name) {
+            failures.push((index, failure.clone()));
+            continue;
+        }
+        match evaluation.rule(rule, false) {
+            Ok(found) => items.extend(found.into_iter().map(|(action, reason)| {
+                let age_seconds = age(&action, snapshot);
+                (index, Proposal { origin: Origin::from(&rule.info), age_seconds, action, reason })
+            })),
+            Err(broken) => failures.push((index, broken.in_cycle(&rule.info.name, &file.name, rule.info.line))),
         }
     }
+    proposals.items = in_order(items);
+    proposals.held_rules = in_order(held);
+    proposals.failures = in_order(failures);
     proposals
+}
+
+/// As the set has them, whichever rule came first: where a cycle begins changes nothing but who is reached.
+fn in_order<T>(mut found: Vec<(usize, T)>) -> Vec<T> {
+    found.sort_by_key(|(index, _)| *index);
+    found.into_iter().map(|(_, item)| item).collect()
 }
 
 pub(super) fn unobserved(needed: Sections, missing: Sections) -> Option<String> {
@@ -169,32 +221,76 @@ pub(super) struct Evaluation<'a> {
     engine: &'a Engine,
     global: rhai::GlobalRuntimeState,
     caches: Caches,
+    /// The file in sight, whose caches these are.
+    file: Option<&'a File>,
     scope: Scope<'static>,
     sections: usize,
     watch: Watch,
+    /// Operations of the rules so far.
+    spent: u64,
+    /// Time of all rules together.
+    time: Duration,
+}
+
+impl Drop for Evaluation<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 impl<'a> Evaluation<'a> {
-    pub(super) fn new(engine: &'a Engine, scope: Scope<'static>, clock: Option<&SharedClock>) -> Self {
+    /// With a clock, no rule is to begin after `time`; who asks is told by [`Evaluation::exhausted`].
+    pub(super) fn new(engine: &'a Engine, scope: Scope<'static>, clock: Option<&SharedClock>, time: Duration) -> Self {
         Self {
             engine,
             global: engine.new_global_runtime_state(),
             caches: Caches::new(),
+            file: None,
             sections: scope.len(),
             scope,
             watch: Watch::start(clock),
+            spent: 0,
+            time,
         }
     }
 
+    /// Why no further rule is asked: what all together may take is used up.
+    pub(super) fn exhausted(&self, operations: u64) -> Option<String> {
+        if self.spent >= operations {
+            Some(format!("the rules before them took the {operations} operations that all have together"))
+        } else if self.watch.elapsed() > self.time {
+            Some(format!("the rules before them took the {} ms that all have together", self.time.as_millis()))
+        } else {
+            None
+        }
+    }
+
+    /// Operations of the rules so far.
+    pub(super) fn spent(&self) -> u64 {
+        self.spent
+    }
+
     /// Brings a file's constants and functions into sight, and the last one's out of it.
-    pub(super) fn enter(&mut self, file: &File) {
+    pub(super) fn enter(&mut self, file: &'a File) {
+        self.leave();
         self.scope.rewind(self.sections);
         for (name, value) in &file.constants {
             self.scope.push_constant_dynamic(name.clone(), value.clone());
         }
         self.global = self.engine.new_global_runtime_state();
         self.global.lib.extend(file.functions.clone());
-        self.caches = Caches::new();
+        // Which function each operator and call means follows from the file and the types of the values, so what one
+        // cycle looked up serves the next. Whoever evaluates beside finds none and begins anew.
+        self.caches = file.caches.lock().map(|mut caches| std::mem::take(&mut *caches)).unwrap_or_default();
+        self.file = Some(file);
+    }
+
+    /// Keeps what was looked up for the next pass over the file.
+    fn leave(&mut self) {
+        if let Some(mut kept) = self.file.take().and_then(|file| file.caches.lock().ok()) {
+            *kept = std::mem::take(&mut self.caches);
+            kept.rewind_fn_resolution_caches(1);
+        }
     }
 
     /// The value of a file's constant.
@@ -219,6 +315,7 @@ impl<'a> Evaluation<'a> {
         let depth = self.scope.len();
         let result = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
         self.scope.rewind(depth);
+        self.spent = self.spent.saturating_add(self.global.num_operations);
         result.unwrap_or_else(|_| {
             // What the engine was doing is lost; its state is begun anew, the scope is only what was pushed.
             let functions = std::mem::take(&mut self.global.lib);
@@ -317,10 +414,17 @@ pub(in crate::control) fn deductions(
 ) -> (Vec<(i64, String)>, Vec<RuleFailure>, Vec<String>) {
     let missing = facts::unobserved(snapshot);
     let (mut found, mut failures) = (Vec::new(), Vec::new());
-    let mut evaluation = Evaluation::new(&rules.engine, facts::scope(snapshot, rules.health_sections), Some(clock));
+    let scope = facts::scope(snapshot, rules.health_sections);
+    let mut evaluation = Evaluation::new(&rules.engine, scope, Some(clock), WALL_TIME);
     for file in rules.files.iter().filter(|file| !file.deductions.is_empty()) {
         evaluation.enter(file);
         for deduct in file.deductions.iter().filter(|deduct| unobserved(deduct.sections, missing).is_none()) {
+            // Together they have what one rule has; the score without the rest is said to be one.
+            if let Some(because) = evaluation.exhausted(MAX_OPERATIONS) {
+                let broken = Broken::new(Position::NONE, format!("not asked, with those below it: {because}"));
+                failures.push(broken.in_cycle(HEALTH_RULE, &file.name, deduct.line));
+                break;
+            }
             match evaluation.deduct(deduct, false) {
                 Ok(taken) => found.extend(taken),
                 Err(broken) => failures.push(broken.in_cycle(HEALTH_RULE, &file.name, deduct.line)),
@@ -338,7 +442,7 @@ mod tests {
     fn a_panic_of_the_engine_is_one_rules_failure() {
         let set = RuleSet::built_in();
         let snapshot = super::super::examples::full();
-        let mut evaluation = Evaluation::new(&set.engine, facts::scope(&snapshot, set.rule_sections), None);
+        let mut evaluation = Evaluation::new(&set.engine, facts::scope(&snapshot, set.rule_sections), None, CYCLE_TIME);
         let queue = set.files.iter().find(|file| file.name == "queue.rhai").expect("the queue's rules");
         evaluation.enter(queue);
         let broken = evaluation

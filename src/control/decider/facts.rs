@@ -6,12 +6,26 @@ use serde::Serialize;
 use crate::control::snapshot::Snapshot;
 
 /// The sections by name, as bits of a [`Sections`].
-pub(super) const SECTIONS: [&str; 8] =
-    ["at", "jobs", "publish_logs", "scheduler", "campaigns", "clips", "ledger", "system"];
+pub(super) const SECTIONS: [&str; 14] = [
+    "at",
+    "jobs",
+    "publish_logs",
+    "scheduler",
+    "campaigns",
+    "clips",
+    "ledger",
+    "workers",
+    "dead_letters",
+    "pipelines",
+    "engines",
+    "agents",
+    "streams",
+    "system",
+];
 
 /// A set of sections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Sections(u8);
+pub(super) struct Sections(u16);
 
 impl Sections {
     pub(super) fn insert(&mut self, name: &str) {
@@ -47,6 +61,12 @@ pub(super) fn unobserved(snapshot: &Snapshot) -> Sections {
         snapshot.campaigns.is_none(),
         snapshot.clips.is_none(),
         snapshot.ledger.is_none(),
+        snapshot.workers.is_none(),
+        snapshot.dead_letters.is_none(),
+        snapshot.pipelines.is_none(),
+        snapshot.engines.is_none(),
+        snapshot.agents.is_none(),
+        snapshot.streams.is_none(),
         false,
     ];
     Sections(missing.iter().enumerate().filter(|(_, missing)| **missing).fold(0, |bits, (bit, _)| bits | (1 << bit)))
@@ -64,6 +84,12 @@ pub(super) fn scope(snapshot: &Snapshot, wanted: Sections) -> Scope<'static> {
             4 => snapshot.campaigns.as_ref().map(section),
             5 => snapshot.clips.as_ref().map(section),
             6 => snapshot.ledger.as_ref().map(section),
+            7 => snapshot.workers.as_ref().map(section),
+            8 => snapshot.dead_letters.as_ref().map(section),
+            9 => snapshot.pipelines.as_ref().map(section),
+            10 => snapshot.engines.as_ref().map(section),
+            11 => snapshot.agents.as_ref().map(section),
+            12 => snapshot.streams.as_ref().map(section),
             _ => Some(section(&snapshot.system)),
         };
         if let Some(value) = value {

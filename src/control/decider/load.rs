@@ -7,19 +7,25 @@ use rhai::{AST, CustomExpr, Engine, Expr, Position, Stmt};
 
 use super::check::Checker;
 use super::decision::HEALTH_RULE;
-use super::error::{RuleError, hint};
+use super::error::{RuleError, hint, looks_like};
 use super::evaluate::Evaluation;
 use super::facts::SECTIONS;
 use super::grammar::clauses;
-use super::rule_set::{Deduct, File, Mode, Rule, RuleInfo};
+use super::rule_set::{Deduct, File, MAX_CONSTANTS, MAX_ERRORS, MAX_RULES, Mode, Rule, RuleInfo};
 use super::rules::HEALTH;
+use super::sandbox::{CYCLE_OPERATIONS, FUNCTIONS, LOAD_TIME};
 use super::shape::Shape;
 use super::{call, examples};
+use crate::clock::SystemClock;
+use crate::control::action::ACTION_KINDS;
 
 /// The shortest cooldown; a cycle is no shorter.
 const MIN_COOLDOWN: Duration = Duration::from_secs(1);
 /// The longest cooldown; the governors' memory is kept no longer.
 const MAX_COOLDOWN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Functions and closures of a file: every name in it is looked up among their parameters.
+const MAX_FUNCTIONS: usize = 1_000;
 
 /// Reads files one after the other; names must be unique over all of them.
 pub(super) struct Loader<'a> {
@@ -27,6 +33,9 @@ pub(super) struct Loader<'a> {
     shapes: BTreeMap<String, Shape>,
     health_shapes: BTreeMap<String, Shape>,
     names: BTreeMap<String, (String, usize)>,
+    constants: usize,
+    /// Operations of all constants so far.
+    spent: u64,
     pub(super) errors: Vec<RuleError>,
 }
 
@@ -37,17 +46,27 @@ impl<'a> Loader<'a> {
             SECTIONS.iter().map(|name| ((*name).to_owned(), Shape::of(&example[*name]))).collect();
         let mut health_shapes = shapes.clone();
         health_shapes.remove("system");
-        Self { engine, shapes, health_shapes, names: BTreeMap::new(), errors: Vec::new() }
+        Self { engine, shapes, health_shapes, names: BTreeMap::new(), constants: 0, spent: 0, errors: Vec::new() }
     }
 
     pub(super) fn file(&mut self, name: &str, source: &str) -> File {
+        if self.errors.len() >= MAX_ERRORS {
+            return File::default();
+        }
         let ast = match self.engine.compile(source) {
             Ok(ast) => ast,
             Err(error) => {
-                self.errors.push(RuleError::at(name, error.1, error.0.to_string()));
+                let message = foreign(source, error.1, &self.shapes).unwrap_or_else(|| error.0.to_string());
+                self.errors.push(RuleError::at(name, error.1, message));
                 return File::default();
             }
         };
+        let functions = ast.iter_functions().count();
+        if functions > MAX_FUNCTIONS {
+            let message = format!("{functions} functions and closures; at most {MAX_FUNCTIONS} are taken");
+            self.errors.push(RuleError::whole(name, message));
+            return File::default();
+        }
         let shapes = if name == HEALTH { self.health_shapes.clone() } else { self.shapes.clone() };
         let mut checker = Checker::new(name, &shapes, &ast);
         let mut file = File { name: name.to_owned(), ..File::default() };
@@ -73,6 +92,14 @@ impl<'a> Loader<'a> {
         for statement in ast.statements() {
             let Stmt::Var(variable, flags, position) = statement else { continue };
             let (ident, value, _) = &**variable;
+            self.constants += 1;
+            if self.constants > MAX_CONSTANTS {
+                return checker.error(*position, format!("too many constants: at most {MAX_CONSTANTS} are taken"));
+            }
+            if self.spent >= CYCLE_OPERATIONS {
+                let message = format!("the constants before it took {CYCLE_OPERATIONS} operations; write plain values");
+                return checker.error(*position, message);
+            }
             if !flags.contains(rhai::ASTFlags::CONSTANT) {
                 checker
                     .error(*position, format!("write `const {} = …;`: rules keep nothing between cycles", ident.name));
@@ -88,9 +115,13 @@ impl<'a> Loader<'a> {
             if checker.errors.len() > known {
                 continue;
             }
-            let mut evaluation = Evaluation::new(self.engine, rhai::Scope::new(), None);
+            let clock = SystemClock::shared();
+            let mut evaluation = Evaluation::new(self.engine, rhai::Scope::new(), Some(&clock), LOAD_TIME);
             evaluation.enter(file);
-            match evaluation.constant(value) {
+            let found = evaluation.constant(value);
+            self.spent += evaluation.spent();
+            drop(evaluation);
+            match found {
                 Ok(value) => file.constants.push((ident.name.clone(), value)),
                 Err(broken) => {
                     let line = ident.pos.line().unwrap_or(0);
@@ -110,6 +141,9 @@ impl<'a> Loader<'a> {
             }
             return;
         }
+        if self.names.len() >= MAX_RULES {
+            return checker.error(position, format!("too many rules: at most {MAX_RULES} are taken"));
+        }
         let Some(rule) = rule(custom, position, &file.name, checker) else { return };
         let place = (file.name.clone(), line);
         if let Some((other, at)) = self.names.insert(rule.info.name.clone(), place) {
@@ -117,6 +151,22 @@ impl<'a> Loader<'a> {
         }
         file.rules.push(rule);
     }
+}
+
+/// What is said of a letter that is not one of the language: which it is, for many look like one, and which name its
+/// word looks like.
+fn foreign(source: &str, position: Position, shapes: &BTreeMap<String, Shape>) -> Option<String> {
+    let line: Vec<char> = source.lines().nth(position.line()? - 1)?.chars().collect();
+    let at = position.position()?.checked_sub(1)?;
+    let letter = *line.get(at).filter(|letter| !letter.is_ascii())?;
+    let ours = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '_' || !letter.is_ascii();
+    let from = at - line[..at].iter().rev().take_while(|letter| ours(letter)).count();
+    let word: String = line[from..].iter().take_while(|letter| ours(letter)).collect();
+    let fields = shapes.values().flat_map(Shape::names);
+    let names = shapes.keys().map(String::as_str).chain(fields).chain(ACTION_KINDS).chain(FUNCTIONS.iter().copied());
+    let near = looks_like(&word, names).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+    let code = letter as u32;
+    Some(format!("`{}` (U+{code:04X}) may stand only in a text or comment{near}", letter.escape_debug()))
 }
 
 const ONLY: &str = "only const, fn, rule and deduct may stand at the top of a file";

@@ -28,7 +28,9 @@ mod sandbox;
 mod shape;
 
 pub use book::{Refresh, RuleBook};
-pub use decision::{Breaker, Decision, Fate, HeldRule, Memory, PlannedAction, ProposalFate, Summary, replay};
+pub use decision::{
+    Breaker, Decision, Fate, HeldRule, Memory, PlannedAction, ProposalFate, Summary, Unreached, replay,
+};
 pub use error::{RuleError, RuleFailure};
 pub(super) use evaluate::deductions;
 pub use evaluate::{Proposals, propose};

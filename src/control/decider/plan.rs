@@ -14,9 +14,9 @@ use crate::db::Timestamp;
 
 /// Decides what is carried out. Pure: everything it goes by is passed in and kept in the decision.
 pub fn plan(proposals: Proposals, memory: &Memory, governors: &Governors, at: Timestamp) -> Decision {
-    let Proposals { items, held_rules, failures, rules_hash } = proposals;
+    let Proposals { items, held_rules, failures, began_with, unreached, rules_hash } = proposals;
     if items.is_empty() {
-        return Decision { held_rules, failures, ..Decision::default() };
+        return Decision { held_rules, failures, began_with, unreached, ..Decision::default() };
     }
     let mut fates: Vec<Option<(Fate, Option<String>)>> = single_fates(&items, governors);
     let groups = groups(&items, &fates);
@@ -60,6 +60,8 @@ pub fn plan(proposals: Proposals, memory: &Memory, governors: &Governors, at: Ti
         proposals,
         held_rules,
         failures,
+        began_with,
+        unreached,
         blast_radius_exceeded,
         summary,
         rules_hash,

@@ -2,25 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Mutex;
 
-use rhai::{Dynamic, Engine, Expr, ImmutableString, Module, Position, Shared};
+use rhai::{Caches, Dynamic, Engine, Expr, ImmutableString, Module, Position, Shared};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use super::error::RuleError;
+use super::error::{RuleError, hint};
 use super::evaluate::Evaluation;
 use super::facts::{self, Sections};
 use super::load::Loader;
 use super::rules::{BUILT_IN, HEALTH};
-use super::{examples, sandbox};
+use super::sandbox::{self, CYCLE_OPERATIONS, LOAD_TIME};
+use super::{call, examples};
+use crate::clock::SystemClock;
 
 /// Bytes of one file: a rule takes about 300.
 pub const MAX_FILE_BYTES: usize = 256 * 1024;
 /// Files of a set.
 pub const MAX_FILES: usize = 200;
+/// Bytes of all files together: as many rules as are taken, of a thousand each.
+pub const MAX_BYTES: usize = 2 * 1024 * 1024;
 /// Rules of a set, so that a cycle over all of them stays within milliseconds.
 pub const MAX_RULES: usize = 2_000;
+/// Constants of a set: each can be a list as long as lists get, and all stay in memory.
+pub(super) const MAX_CONSTANTS: usize = 500;
+/// Errors that are told of a set; the rest show once these are mended.
+pub(super) const MAX_ERRORS: usize = 100;
 
 /// Whether a rule's proposals are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -80,6 +89,8 @@ pub(super) struct File {
     pub(super) functions: Option<Shared<Module>>,
     pub(super) rules: Vec<Rule>,
     pub(super) deductions: Vec<Deduct>,
+    /// Which functions its expressions mean, kept between evaluations.
+    pub(super) caches: Mutex<Caches>,
 }
 
 /// Rules that passed every check, compiled, with the engine that runs them.
@@ -111,15 +122,9 @@ impl RuleSet {
         let engine = sandbox::engine();
         let mut loader = Loader::new(&engine);
         let files = sources.iter().map(|(name, source)| loader.file(name, source)).collect::<Vec<_>>();
-        let mut errors = loader.errors;
-        if errors.is_empty() {
-            let count: usize = files.iter().map(|file| file.rules.len()).sum();
-            if count > MAX_RULES {
-                errors.push(RuleError::whole("rules", format!("{count} rules; at most {MAX_RULES} are taken")));
-            }
-        }
-        if !errors.is_empty() {
-            return Err(errors);
+        if !loader.errors.is_empty() {
+            loader.errors.truncate(MAX_ERRORS);
+            return Err(loader.errors);
         }
         let infos = files.iter().flat_map(|file| &file.rules).map(|rule| rule.info.clone()).collect();
         let union = |sections: &mut dyn Iterator<Item = Sections>| sections.fold(Sections::default(), Sections::and);
@@ -129,6 +134,32 @@ impl RuleSet {
         let set = Self { engine, files, rule_sections, health_sections, infos, sources, hash };
         let errors = set.try_out();
         if errors.is_empty() { Ok(set) } else { Err(errors) }
+    }
+
+    /// The set, if every platform that a rule names is one of `platforms`. A recorded set is replayed without it: what
+    /// is configured today says nothing of yesterday.
+    ///
+    /// # Errors
+    /// The places where another one is named.
+    pub fn for_platforms<'a>(self, platforms: impl IntoIterator<Item = &'a str>) -> Result<Self, Vec<RuleError>> {
+        let platforms: Vec<&str> = platforms.into_iter().collect();
+        let mut errors = Vec::new();
+        for file in &self.files {
+            for rule in &file.rules {
+                let Some((name, at)) = call::platform(rule.kind, &rule.arguments, &file.constants) else { continue };
+                if platforms.contains(&name.as_str()) {
+                    continue;
+                }
+                let mut near = hint("", &name, platforms.iter().copied());
+                if near.is_empty() {
+                    near = format!("; publishing.platforms has {}", platforms.join(", "));
+                }
+                let message =
+                    format!("rule {}: no platform `{}` is configured{near}", rule.info.name, name.escape_debug());
+                errors.push(RuleError::at(&file.name, at, message));
+            }
+        }
+        if errors.is_empty() { Ok(self) } else { Err(ordered(errors)) }
     }
 
     /// The rules that come with the service.
@@ -157,12 +188,21 @@ impl RuleSet {
     /// end of a list is let pass where guards are not heeded: `when list.len() > 3 then f(list[3])` is a good rule.
     fn try_out(&self) -> Vec<RuleError> {
         let mut errors = Vec::new();
+        let clock = SystemClock::shared();
         for (snapshot, every_clause) in [(examples::empty(), false), (examples::full(), true)] {
             let sections = self.rule_sections.and(self.health_sections);
-            let mut evaluation = Evaluation::new(&self.engine, facts::scope(&snapshot, sections), None);
+            let scope = facts::scope(&snapshot, sections);
+            let mut evaluation = Evaluation::new(&self.engine, scope, Some(&clock), LOAD_TIME);
             for file in &self.files {
                 evaluation.enter(file);
                 for rule in &file.rules {
+                    // A set that outlasts a cycle on two small examples would do so on the platform.
+                    if let Some(because) = evaluation.exhausted(CYCLE_OPERATIONS) {
+                        let mut error = RuleError::whole(&file.name, format!("rule {}: {because}", rule.info.name));
+                        error.line = rule.info.line;
+                        errors.push(error);
+                        return ordered(errors);
+                    }
                     if let Err(broken) = evaluation.rule(rule, every_clause)
                         && !(every_clause && broken.out_of_bounds)
                     {
@@ -170,6 +210,9 @@ impl RuleSet {
                     }
                 }
                 for deduct in &file.deductions {
+                    if evaluation.exhausted(CYCLE_OPERATIONS).is_some() {
+                        break; // what is left fails in the cycle, and says so
+                    }
                     if let Err(broken) = evaluation.deduct(deduct, every_clause)
                         && !(every_clause && broken.out_of_bounds)
                     {
@@ -178,10 +221,16 @@ impl RuleSet {
                 }
             }
         }
-        errors.sort_by(|a, b| (&a.file, a.line, a.column, &a.message).cmp(&(&b.file, b.line, b.column, &b.message)));
-        errors.dedup_by(|a, b| (&a.file, a.line, a.column) == (&b.file, b.line, b.column));
-        errors
+        ordered(errors)
     }
+}
+
+/// By place, one a place, and not without end.
+fn ordered(mut errors: Vec<RuleError>) -> Vec<RuleError> {
+    errors.sort_by(|a, b| (&a.file, a.line, a.column, &a.message).cmp(&(&b.file, b.line, b.column, &b.message)));
+    errors.dedup_by(|a, b| (&a.file, a.line, a.column) == (&b.file, b.line, b.column));
+    errors.truncate(MAX_ERRORS);
+    errors
 }
 
 /// Adds the built-in health rules to a set that has none.
@@ -223,5 +272,10 @@ fn bounds(sources: &BTreeMap<String, String>) -> Result<(), Vec<RuleError>> {
             errors.push(RuleError::whole(name, message));
         }
     }
+    let bytes: usize = sources.values().map(String::len).sum();
+    if errors.is_empty() && bytes > MAX_BYTES {
+        errors.push(RuleError::whole("rules", format!("{bytes} bytes in all files; at most {MAX_BYTES} are taken")));
+    }
+    errors.truncate(MAX_ERRORS);
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 pub const HEALTH: &str = "health.rhai";
 
 /// File names and sources of the built-in rules.
-pub const BUILT_IN: [(&str, &str); 5] = [
+pub const BUILT_IN: [(&str, &str); 7] = [
     ("campaigns.rhai", include_str!("../../../rules/campaigns.rhai")),
     ("clips.rhai", include_str!("../../../rules/clips.rhai")),
+    ("fleet.rhai", include_str!("../../../rules/fleet.rhai")),
     (HEALTH, include_str!("../../../rules/health.rhai")),
+    ("pipelines.rhai", include_str!("../../../rules/pipelines.rhai")),
     ("publishing.rhai", include_str!("../../../rules/publishing.rhai")),
     ("queue.rhai", include_str!("../../../rules/queue.rhai")),
 ];

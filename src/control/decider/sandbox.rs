@@ -15,8 +15,15 @@ use crate::clock::SharedClock;
 
 /// Operations of one rule in one cycle: a rule over ten rows takes about a hundred.
 pub const MAX_OPERATIONS: u64 = 200_000;
-/// Time of one rule in one cycle: far beyond what the operations take, for the day when a machine stalls.
-pub const WALL_TIME: Duration = Duration::from_millis(1_000);
+/// Time of one rule in one cycle: far beyond what the operations take, for costly ones and a machine that stalls.
+pub const WALL_TIME: Duration = Duration::from_millis(500);
+/// Operations of all rules in one cycle: ten times one rule's, and some tenths of a second of the default interval.
+pub const CYCLE_OPERATIONS: u64 = 2_000_000;
+/// Time after which a cycle begins no further rule. With the last rule's time and that of `health.rhai` it stays within
+/// three quarters of the default interval of two seconds.
+pub const CYCLE_TIME: Duration = Duration::from_millis(500);
+/// Time after which the trying out of a set is given up: a set that is loaded holds its cycle up.
+pub const LOAD_TIME: Duration = Duration::from_millis(1_000);
 /// Bytes of a text, or of all texts in one list or map; a section's texts fit in it several times.
 const MAX_STRING: usize = 64 * 1024;
 /// Items of a list, with those of the lists in it.
@@ -31,7 +38,7 @@ const MAX_DEPTH: usize = 32;
 /// Nesting of one expression in a function or closure.
 const MAX_FUNCTION_DEPTH: usize = 16;
 /// The clock is read every so many operations.
-const OPERATIONS_BETWEEN_LOOKS: u64 = 256;
+const OPERATIONS_BETWEEN_LOOKS: u64 = 32;
 
 /// Functions that rules may call, beside those that their own file defines.
 #[rustfmt::skip]
@@ -58,6 +65,7 @@ thread_local! {
 
 struct Deadline {
     clock: SharedClock,
+    began: Duration,
     at: Duration,
 }
 
@@ -67,10 +75,17 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Without a clock (at load, in a replay) only the operations are bounded.
+    /// Without a clock (in a replay) only the operations are bounded.
     pub(super) fn start(clock: Option<&SharedClock>) -> Self {
-        let deadline = clock.map(|clock| Deadline { clock: clock.clone(), at: Duration::MAX });
+        let deadline = clock.map(|clock| Deadline { clock: clock.clone(), began: clock.elapsed(), at: Duration::MAX });
         Self { before: DEADLINE.replace(deadline) }
+    }
+
+    /// How long it has lived; nothing without a clock.
+    pub(super) fn elapsed(&self) -> Duration {
+        DEADLINE.with_borrow(|deadline| {
+            deadline.as_ref().map_or(Duration::ZERO, |it| it.clock.elapsed().saturating_sub(it.began))
+        })
     }
 
     /// The next rule begins now.

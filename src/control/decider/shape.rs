@@ -57,6 +57,15 @@ impl Shape {
         Err(format!("unknown field {prefix}{name}{near}"))
     }
 
+    /// The fields of a map.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let fields = match self {
+            Self::Map(fields) => Some(fields.keys().map(String::as_str)),
+            Self::List(_) | Self::Plain | Self::Any => None,
+        };
+        fields.into_iter().flatten()
+    }
+
     /// An item of a list.
     pub(super) fn item(&self) -> Self {
         match self {

@@ -187,7 +187,9 @@ pub async fn downgrade_low_score_clip(tx: &mut Tx, publishing: &Publishing, clip
 
 /// Sends a publication out next, whatever its window.
 pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) -> Result<Effect, ActError> {
-    let log = log_to_change(tx, log_id).await?;
+    let Some((log, job)) = store::lock_log_with_job(tx, log_id).await? else {
+        return refuse(format!("there is no publication {log_id}"));
+    };
     let next = allowed(&log, Event::Forced)?;
     if publishing.schedule().get(&log.platform).is_none() {
         return refuse(format!("platform `{}` of publication {log_id} is not configured", log.platform));
@@ -196,12 +198,11 @@ pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) ->
         return refuse(format!("publication {log_id} has used its {} retries", log.max_retries));
     }
     let priority = log.priority.max(FORCED_PRIORITY);
-    let waiting = match (log.status, log.job_id) {
-        (Status::Pending, Some(job_id)) => match store::lock_job(tx, job_id).await?.as_deref() {
-            Some("processing") => return refuse(format!("publication {log_id} is going out already")),
-            Some("pending" | "waiting" | "retry") => Some(job_id),
-            _ => None,
-        },
+    let waiting = match (log.status, job.as_deref()) {
+        (Status::Pending, Some("processing")) => {
+            return refuse(format!("publication {log_id} is going out already"));
+        }
+        (Status::Pending, Some("pending" | "waiting" | "retry")) => log.job_id,
         _ => None,
     };
     let job_id = match waiting {

@@ -3,7 +3,6 @@
 //! Level-based: every tick reads what there is and trusts no event, so it also carries what other programs inserted
 //! and what a crash left behind. Every instance runs one; rows are taken by conditional updates.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,18 +114,14 @@ impl Dispatcher {
     }
 
     /// Publications whose time has come. After downtime what is long overdue is not sent all at once: of each
-    /// platform only the oldest goes, and only a spacing after the one before it.
+    /// platform only the oldest goes, and only a spacing after the late one before it. What is on time goes beside it:
+    /// neither waits for the other.
     async fn due(&self, tx: &mut Tx) -> Result<Vec<PublishLog>> {
         let now = tx.now().await?;
         let minutes = self.publishing.config().catch_up_after_minutes;
         let overdue_before = now.before(Duration::from_secs(minutes.saturating_mul(60)));
         let mut due = store::lock_due(tx, overdue_before, BATCH).await?;
-        let fresh: BTreeSet<String> = due.iter().map(|log| log.platform.clone()).collect();
         for platform in store::overdue_platforms(tx, overdue_before).await? {
-            // What is due on time goes before what is late anyway.
-            if fresh.contains(&platform) {
-                continue;
-            }
             let quiet_since = self.quiet_since(&platform, now);
             due.extend(store::lock_oldest_overdue(tx, &platform, overdue_before, quiet_since).await?);
         }
@@ -144,13 +139,13 @@ impl Dispatcher {
 /// successor's.
 pub(super) async fn enqueue_publish(tx: &mut Tx, log: &PublishLog, priority: i64) -> Result<i64> {
     let job = NewJob {
-        kind: publish::KIND,
-        queue: QUEUE,
-        priority,
+        queue: Some(QUEUE.into()),
+        priority: Some(priority),
         input: json!({ "log_id": log.id }),
         idempotency_key: Some(format!("publish:{}:{}:{}", log.id, log.retry_count, log.job_id.unwrap_or(0))),
-        run_at: None,
-        max_attempts: 1,
+        max_attempts: Some(1),
+        dead_letter: false, // its publication is tried again, never its job
+        ..NewJob::new(publish::KIND)
     };
     Ok(queue::enqueue(tx, job).await?.id)
 }

@@ -10,6 +10,7 @@ use crate::db::Timestamp;
 /// Where a publication is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = PublicationStatus)]
 pub enum Status {
     /// Planned for `scheduled_at`.
     Scheduled,

@@ -29,7 +29,7 @@ pub struct PublishLogsSection {
     pub failed: i64,
     /// Out.
     pub published: i64,
-    /// Failed in the last hour (counted up to 1,000).
+    /// Failed in the last hour (counted up to 1,000); times that lie ahead, after a clock was set back, are left out.
     pub recent_failures_1h: i64,
     /// Age of the oldest pending one, in whole minutes; 0 when there is none.
     pub oldest_pending_minutes: i64,
@@ -101,7 +101,7 @@ pub struct CampaignsSection {
     pub active: i64,
     /// Budgets of the active ones together.
     pub budget_total_cents: i64,
-    /// Active ones, highest priority first, then largest budget.
+    /// Active ones that are not over, highest priority first, then largest budget.
     pub top: Vec<CampaignView>,
 }
 
@@ -147,11 +147,15 @@ pub struct ClipView {
     pub unused_platforms: Vec<String>,
 }
 
-/// A retryable publication that was superseded by another is left out of the list; so many are looked at.
-const RETRYABLE_LOOK: i64 = 100;
+/// A retryable publication that was superseded by another is left out of the list; so many are looked at: as many as
+/// are counted.
+const RETRYABLE_LOOK: i64 = 1_000;
 
 /// Scheduled clips of the lowest scores that are looked at for one that can be postponed.
 const LOW_SCORE_LOOK: i64 = 200;
+
+/// Active campaigns that are looked at for ones that are not over: other programs may leave them active for ever.
+const CAMPAIGNS_LOOK: i64 = 200;
 
 /// A pending publication is stuck after this many minutes.
 const STUCK_MINUTES: u64 = 60;
@@ -180,7 +184,8 @@ pub async fn observe_publish_logs(tx: &mut Tx, now: Timestamp) -> Result<Publish
         .query(
             "SELECT
                  (SELECT COUNT(*) FROM (SELECT 1 FROM publish_logs WHERE status = 'failed'
-                      AND coalesce(failed_at, updated_at) > $1 LIMIT 1000) AS a) AS recent_failures_1h,
+                      AND coalesce(failed_at, updated_at) > $1 AND coalesce(failed_at, updated_at) <= $3
+                      LIMIT 1000) AS a) AS recent_failures_1h,
                  (SELECT COUNT(*) FROM (SELECT 1 FROM publish_logs WHERE status = 'failed'
                       AND retry_count < max_retries LIMIT 1000) AS b) AS retryable,
                  (SELECT COUNT(*) FROM (SELECT 1 FROM publish_logs WHERE status = 'pending'
@@ -257,6 +262,7 @@ async fn stuck(tx: &mut Tx, now: Timestamp, since: Timestamp) -> Result<Vec<Stuc
 
 /// Reads the section `campaigns`.
 pub async fn observe_campaigns(tx: &mut Tx) -> Result<CampaignsSection> {
+    let now = tx.now().await?;
     let (active, budget): (i64, f64) = tx
         .query(
             "SELECT CAST(coalesce(SUM(n), 0) AS BIGINT), CAST(coalesce(SUM(total), 0) AS DOUBLE PRECISION)
@@ -275,8 +281,11 @@ pub async fn observe_campaigns(tx: &mut Tx) -> Result<CampaignsSection> {
                      ORDER BY clips.visual_score DESC, clips.id LIMIT 1) AS best_clip_id
              FROM (SELECT * FROM campaigns WHERE status = 'active'
                    ORDER BY priority DESC, budget_cents DESC, id LIMIT $1) AS top
-             ORDER BY priority DESC, budget_cents DESC, id",
+             WHERE ends_at IS NULL OR ends_at > $2
+             ORDER BY priority DESC, budget_cents DESC, id LIMIT $3",
         )
+        .bind(CAMPAIGNS_LOOK)
+        .bind(now)
         .bind(LIST_LIMIT)
         .all()
         .await?

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::Publishing;
@@ -44,7 +45,7 @@ impl Handler for PublishHandler {
         let Some(log_id) = job.input.0["log_id"].as_i64() else {
             return Outcome::Failed("the job's input has no log_id".to_owned());
         };
-        let began = self.publishing.clock().elapsed();
+        let began = self.time();
         let (log, clip) = match self.record_attempt(job, log_id).await {
             Ok(Some(attempt)) => attempt,
             Ok(None) => {
@@ -72,14 +73,24 @@ impl PublishHandler {
         Ok(Some((log, clip)))
     }
 
-    /// Calls the platform, for no longer than it may take.
-    async fn call(&self, log: &PublishLog, clip: &Clip, began: Duration) -> Answer {
+    /// The steady clock and the wall clock: of a machine that was suspended only the second has gone on.
+    fn time(&self) -> (Duration, DateTime<Utc>) {
+        let clock = self.publishing.clock();
+        (clock.elapsed(), clock.now())
+    }
+
+    /// Calls the platform, for no longer than it may take. A process that stands still anywhere on the way sends
+    /// nothing once its time is over: it is looked at before every step of the connector's. What remains is a stop
+    /// between that look and the write to the socket; for that the request carries its idempotency key.
+    async fn call(&self, log: &PublishLog, clip: &Clip, began: (Duration, DateTime<Utc>)) -> Answer {
         let (clock, timeout) = (self.publishing.clock(), self.publishing.call_timeout());
         if self.publishing.schedule().get(&log.platform).is_none() {
             return Answer::Refused { reason: format!("platform `{}` is not configured", log.platform) };
         }
         // A process that was stopped for long may find that others have settled the publication meanwhile.
-        if clock.elapsed().saturating_sub(began) > timeout {
+        let (steady, wall) = self.time();
+        let passed = steady.saturating_sub(began.0).max((wall - began.1).to_std().unwrap_or_default());
+        if passed > timeout {
             return Answer::Refused { reason: "the attempt was recorded too long ago to be sent".to_owned() };
         }
         let request = PublishRequest {
@@ -94,11 +105,11 @@ impl PublishHandler {
             retry_count: log.retry_count,
         };
         tokio::select! {
-            biased;
-            answer = self.publishing.connector().publish(&request) => answer,
+            biased; // the time first: see above
             () = clock.sleep(timeout) => {
                 Answer::NoAnswer { reason: format!("no answer within {} ms", timeout.as_millis()) }
             }
+            answer = self.publishing.connector().publish(&request) => answer,
         }
     }
 
@@ -197,4 +208,25 @@ pub(super) fn entry(event_type: &'static str, severity: Severity, log: &PublishL
         payload["reason"] = reason;
     }
     Entry::new(event_type, Actor::System, payload).severity(severity).subject(log.subject())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_time_is_neither_past_nor_beyond_reason() {
+        let now: Timestamp = "2026-11-20T18:30:00.000Z".parse().expect("a time");
+        let (soonest, latest) = (now.after(Duration::from_secs(1)), now.after(LONGEST_THROTTLE));
+        let an_hour = Duration::from_secs(3600);
+        for (until, wanted) in [
+            (Until::After(an_hour), now.after(an_hour)),
+            (Until::After(Duration::ZERO), soonest),
+            (Until::After(Duration::from_secs(u64::MAX)), latest),
+            (Until::At(DateTime::<Utc>::MIN_UTC), soonest),
+            (Until::At(DateTime::<Utc>::MAX_UTC), latest),
+        ] {
+            assert_eq!(named_time(until, now), wanted);
+        }
+    }
 }

@@ -31,13 +31,11 @@ const PRIORITY: i64 = 100;
 /// Enqueues the job; `created` is false when one is live already.
 pub(super) async fn enqueue(tx: &mut Tx) -> Result<Enqueued> {
     let job = NewJob {
-        kind: KIND,
-        queue: QUEUE,
-        priority: PRIORITY,
-        input: json!({}),
+        queue: Some(QUEUE.into()),
+        priority: Some(PRIORITY),
         idempotency_key: Some(KIND.to_owned()),
-        run_at: None,
-        max_attempts: 3,
+        dead_letter: false, // upkeep asks again
+        ..NewJob::new(KIND)
     };
     queue::enqueue(tx, job).await
 }
@@ -133,6 +131,13 @@ impl ReconcileHandler {
     async fn settle(&self, log: &PublishLog, answer: &StatusAnswer) -> Result<Option<Status>> {
         let mut tx = self.publishing.db().begin().await?;
         let now = tx.now().await?;
+        let attempted_at = log.attempted_at.unwrap_or(log.updated_at);
+        if attempted_at > now {
+            // Recorded under a clock that has since been set back: how old it is nobody knows, so the wait begins now.
+            store::begin_wait(&mut tx, log.id).await?;
+            tx.commit().await?;
+            return Ok(None);
+        }
         let settled_after = Duration::from_secs(self.publishing.config().settle_minutes.saturating_mul(60));
         let (event, how, outcome) = match answer {
             StatusAnswer::Published { external_id, external_url } => (
@@ -143,7 +148,7 @@ impl ReconcileHandler {
             StatusAnswer::Failed { reason } => {
                 (Event::FoundMissing, Settled::Failed { reason }, format!("the platform has given it up: {reason}"))
             }
-            StatusAnswer::NeverSeen if now.since(log.attempted_at.unwrap_or(log.updated_at)) >= settled_after => {
+            StatusAnswer::NeverSeen if now.since(attempted_at) >= settled_after => {
                 let reason = "the platform never received it";
                 (Event::FoundMissing, Settled::Failed { reason }, reason.to_owned())
             }

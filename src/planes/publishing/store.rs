@@ -48,6 +48,27 @@ pub(super) async fn lock_log(tx: &mut Tx, id: i64) -> Result<Option<PublishLog>>
         .await
 }
 
+/// One publication and the status of its job, if it has one, both held against other writers until the transaction
+/// ends. The job first: whoever ends a job goes from the job to its publication.
+pub(super) async fn lock_log_with_job(tx: &mut Tx, id: i64) -> Result<Option<(PublishLog, Option<String>)>> {
+    let mut job = None;
+    let found: Option<(Option<i64>,)> =
+        tx.query("SELECT job_id FROM publish_logs WHERE id = $1").bind(id).optional().await?;
+    let before = found.and_then(|(job_id,)| job_id);
+    if let Some(job_id) = before {
+        job = lock_job(tx, job_id).await?;
+    }
+    let Some(log) = lock_log(tx, id).await? else { return Ok(None) };
+    if log.job_id != before {
+        // It was handed over in between, under a job so new that nobody else wants it.
+        job = match log.job_id {
+            Some(job_id) => lock_job(tx, job_id).await?,
+            None => None,
+        };
+    }
+    Ok(Some((log, job)))
+}
+
 /// A clip's scheduled publications, held against other writers until the transaction ends.
 pub(super) async fn lock_scheduled_of_clip(tx: &mut Tx, clip_id: i64) -> Result<Vec<PublishLog>> {
     // At most one a platform: the index of live publications sees to it.
@@ -221,7 +242,7 @@ pub(super) async fn force(tx: &mut Tx, log: &PublishLog, priority: i64, job_id: 
 }
 
 /// A job's status, held against workers until the transaction ends; none when there is no such job.
-pub(super) async fn lock_job(tx: &mut Tx, id: i64) -> Result<Option<String>> {
+async fn lock_job(tx: &mut Tx, id: i64) -> Result<Option<String>> {
     let row: Option<(String,)> = tx
         .query(sql!("SELECT status FROM jobs WHERE id = $1" { sqlite: "", postgres: " FOR UPDATE" }))
         .bind(id)

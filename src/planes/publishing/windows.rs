@@ -382,6 +382,56 @@ pub(super) mod tests {
             }
         }
 
+        /// On every zone there is, at any moment of two centuries: what the section shows agrees with itself and the windows.
+        #[test]
+        fn the_section_agrees_with_the_windows(
+            zone in proptest::sample::select(chrono_tz::TZ_VARIANTS.to_vec()),
+            second in -2_208_988_800_i64..4_102_444_800,
+            opens in 0..DAY,
+            length in 1..=DAY,
+        ) {
+            let text = |minutes: i64| format!("{:02}:{:02}", minutes / 60, minutes % 60);
+            let closes = if opens + length > DAY { opens + length - DAY } else { opens + length };
+            let schedule = platform(&text(opens), &text(closes), zone.name());
+            let now = DateTime::<Utc>::from_timestamp(second, 0).expect("a time");
+            let section = Schedule { platforms: BTreeMap::from([("here".to_owned(), schedule.clone())]) }.section(now.into());
+            let view = section.windows.first().expect("there is always a window");
+            let (opens_at, closes_at) = (view.opens_at.utc(), view.closes_at.utc());
+            prop_assert!(opens_at < closes_at && closes_at > now);
+            prop_assert_eq!(view.active, opens_at <= now);
+            prop_assert_eq!(section.active.len(), usize::from(view.active));
+            prop_assert_eq!(section.any_active, view.active);
+            let left = closes_at - now;
+            prop_assert_eq!(view.minutes_left, if view.active { left.num_minutes() } else { 0 });
+            // A day, and what the largest change of a clock adds to it.
+            prop_assert!((0..=2 * DAY + 60).contains(&view.minutes_left));
+            prop_assert_eq!(section.closing_soon.len(), usize::from(view.active && left <= TimeDelta::hours(1)));
+            // The next one opens within a day and the largest gaps there are.
+            prop_assert!(opens_at - now <= TimeDelta::hours(50), "{} from {now}", opens_at);
+            // Every opening is on its local date, and none is dropped or doubled.
+            let dates: Vec<NaiveDate> = schedule.windows_from(now, 5).map(|window| window.date).collect();
+            prop_assert!(dates.windows(2).all(|pair| pair[0] < pair[1]), "{dates:?}");
+            let midnight = schedule.next_local_date(now);
+            prop_assert!(midnight > now && schedule.local_date(midnight) > schedule.local_date(now));
+            let later = schedule.same_time_later(now, 1);
+            prop_assert!((later - now - TimeDelta::days(1)).abs() <= TimeDelta::hours(25), "{later}");
+        }
+
+        /// What the configuration takes makes windows, and what makes none it refuses.
+        #[test]
+        fn the_configuration_refuses_what_makes_no_window(
+            opens in "[0-2][0-9]:[0-6][0-9]|\\PC{0,6}", closes in "[0-2][0-9]:[0-6][0-9]|\\PC{0,6}",
+            zone in "UTC|Europe/(Madrid|Paris|Atlantis)|\\PC{0,8}", spacing_minutes in 0..1_500_u64, daily_quota in 0..3_u32,
+            cost_cents in -1..1_i64,
+        ) {
+            let mut config = config::Config::default();
+            let platform = config::Platform { opens, closes, time_zone: Some(zone), spacing_minutes, daily_quota, cost_cents };
+            config.publishing.platforms = BTreeMap::from([("here".to_owned(), platform)]);
+            let taken = config.check(&["trigger_reconciliation", "rebalance_queue"]).is_empty();
+            let made = Schedule::from_config(&config.publishing);
+            prop_assert!(!taken || made.is_ok(), "{made:?}");
+        }
+
         /// A moment inside a window is found to be inside, from the moment alone.
         #[test]
         fn a_moment_finds_its_window(zone in 0..ZONES.len(), day in 0_i64..10_000, part in 0.0_f64..1.0) {

@@ -1,4 +1,4 @@
-//! A job and its state machine.
+//! A job's state machine.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::db::{Json, Timestamp};
-
 /// Where a job is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = JobStatus)]
 pub enum Status {
     /// Not due yet.
     Waiting,
@@ -29,27 +28,33 @@ pub enum Status {
     Cancelled,
 }
 
-/// What can happen to a job.
+/// What can happen to a job. `again`: whether a try is left, and wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// Its time has come.
     Due,
+    /// The queue is full: it is put off.
+    PutOff,
     /// A worker took it.
     Claimed,
+    /// The worker gives it back without having begun.
+    GivenBack,
     /// The worker finished it.
     Completed,
-    /// The try failed; whether another is left was known before.
-    Failed {
-        /// Whether the job may be tried again.
-        again: bool,
-    },
-    /// Nobody renewed its lease.
-    LeaseLapsed {
-        /// Whether the job may be tried again.
-        again: bool,
-    },
-    /// Somebody gave it up.
-    Cancelled,
+    /// The try failed.
+    Failed { again: bool },
+    /// Nobody renewed its lease: no sign of life came.
+    LeaseLapsed { again: bool },
+    /// The try took longer than it may.
+    TimedOut { again: bool },
+    /// Somebody gives it up.
+    CancelRequested,
+    /// Whoever ran it stopped because somebody gave it up.
+    CancelAcknowledged,
+    /// It waited too long, and an emergency fails it.
+    GivenUp,
+    /// Somebody gives a dead letter another round of tries.
+    Retried,
 }
 
 /// A pair of status and event that makes no sense.
@@ -61,19 +66,33 @@ pub struct IllegalTransition {
 }
 
 impl Status {
+    /// Every status.
+    pub const ALL: [Self; 7] =
+        [Self::Waiting, Self::Pending, Self::Processing, Self::Retry, Self::Completed, Self::Failed, Self::Cancelled];
+
     /// The next status; the store's SQL follows this table, and a test holds it to that.
     pub fn on(self, event: Event) -> Result<Self, IllegalTransition> {
         match (self, event) {
             (Self::Waiting | Self::Retry, Event::Due) => Ok(Self::Pending),
+            (Self::Pending, Event::PutOff) => Ok(Self::Waiting),
             (Self::Pending, Event::Claimed) => Ok(Self::Processing),
+            (Self::Processing, Event::GivenBack) => Ok(Self::Pending),
             (Self::Processing, Event::Completed) => Ok(Self::Completed),
-            (Self::Processing, Event::Failed { again: true } | Event::LeaseLapsed { again: true }) => Ok(Self::Retry),
-            (Self::Processing, Event::Failed { again: false } | Event::LeaseLapsed { again: false }) => {
-                Ok(Self::Failed)
+            (Self::Processing, Event::Failed { again } | Event::LeaseLapsed { again } | Event::TimedOut { again }) => {
+                Ok(if again { Self::Retry } else { Self::Failed })
             }
-            (Self::Waiting | Self::Pending | Self::Processing | Self::Retry, Event::Cancelled) => Ok(Self::Cancelled),
+            (Self::Waiting | Self::Pending | Self::Retry, Event::CancelRequested) => Ok(Self::Cancelled),
+            (Self::Processing, Event::CancelRequested) => Ok(Self::Processing),
+            (Self::Processing, Event::CancelAcknowledged) => Ok(Self::Cancelled),
+            (Self::Pending, Event::GivenUp) => Ok(Self::Failed),
+            (Self::Failed, Event::Retried) => Ok(Self::Pending),
             (status, event) => Err(IllegalTransition { status, event }),
         }
+    }
+
+    /// Whether nothing happens to it any more, unless somebody retries its dead letter.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
     /// As in SQL and JSON.
@@ -103,32 +122,75 @@ impl FromStr for Status {
     }
 }
 
-/// A job to be enqueued.
-#[derive(Debug, Clone)]
-pub struct NewJob {
-    pub kind: &'static str,
-    pub queue: &'static str,
-    /// A larger priority runs first.
-    pub priority: i64,
-    pub input: Value,
-    /// While a job with this key is live, enqueueing again changes nothing.
-    pub idempotency_key: Option<String>,
-    /// Not before this time; at once without one.
-    pub run_at: Option<Timestamp>,
-    pub max_attempts: i64,
+impl TryFrom<String> for Status {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
-/// A job as its handler sees it.
-#[derive(Debug, Clone, sqlx::FromRow)]
-pub struct Job {
-    pub id: i64,
-    pub kind: String,
-    pub queue: String,
-    pub input: Json<Value>,
-    /// The number of this try, from 1.
-    pub attempt: i64,
-    pub max_attempts: i64,
-    /// Fences answers: only who holds this number may finish the job.
-    pub lease: i64,
-    pub created_at: Timestamp,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::Due),
+            Just(Event::PutOff),
+            Just(Event::Claimed),
+            Just(Event::GivenBack),
+            Just(Event::Completed),
+            any::<bool>().prop_map(|again| Event::Failed { again }),
+            any::<bool>().prop_map(|again| Event::LeaseLapsed { again }),
+            any::<bool>().prop_map(|again| Event::TimedOut { again }),
+            Just(Event::CancelRequested),
+            Just(Event::CancelAcknowledged),
+            Just(Event::GivenUp),
+            Just(Event::Retried),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_a_job_runs_only_after_a_claim_and_ends_once(
+            events in prop::collection::vec(any_event(), 0..60)
+        ) {
+            let mut status = Status::Pending;
+            for event in events {
+                let before = status;
+                match status.on(event) {
+                    Ok(next) => status = next,
+                    Err(illegal) => prop_assert_eq!(illegal, IllegalTransition { status, event }),
+                }
+                if status == Status::Processing && before != Status::Processing {
+                    prop_assert_eq!((before, event), (Status::Pending, Event::Claimed));
+                }
+                if status == Status::Completed && before != Status::Completed {
+                    prop_assert_eq!((before, event), (Status::Processing, Event::Completed));
+                }
+                if before.is_final() && status != before {
+                    prop_assert_eq!((before, event, status), (Status::Failed, Event::Retried, Status::Pending));
+                }
+                if status == Status::Cancelled && before == Status::Processing {
+                    prop_assert_eq!(event, Event::CancelAcknowledged, "a running job is never cancelled under its worker");
+                }
+            }
+        }
+
+        #[test]
+        fn every_job_can_still_end(status in prop::sample::select(Status::ALL.to_vec())) {
+            let road = [Event::Due, Event::Claimed, Event::Completed];
+            let end = road.iter().fold(status, |status, event| status.on(*event).unwrap_or(status));
+            prop_assert!(end.is_final());
+        }
+    }
+
+    #[test]
+    fn names_read_back() {
+        for status in Status::ALL {
+            assert_eq!(status.as_str().parse(), Ok(status));
+        }
+        assert!("done".parse::<Status>().is_err());
+    }
 }

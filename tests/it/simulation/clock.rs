@@ -10,80 +10,72 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use showrunner::clock::Clock;
 
-/// The time of the whole simulation, and the database's.
+use super::faults::{Place, SimFaults};
+
+/// Who sleeps: the number of an instance.
+pub type Owner = u64;
+
+/// The true time of the whole simulation.
 pub struct SimClock(Mutex<State>);
 
 struct State {
     began: DateTime<Utc>,
     elapsed: Duration,
-    sleepers: BTreeMap<(Duration, u64), Waker>,
+    /// By owner, time and number.
+    sleepers: BTreeMap<(Owner, Duration, u64), Waker>,
     next: u64,
-    driver: Option<Waker>,
+    drivers: BTreeMap<Owner, Waker>,
 }
 
 impl SimClock {
     pub fn at(began: DateTime<Utc>) -> Arc<Self> {
-        let state = State { began, elapsed: Duration::ZERO, sleepers: BTreeMap::new(), next: 0, driver: None };
-        Arc::new(Self(Mutex::new(state)))
+        let (sleepers, drivers) = (BTreeMap::new(), BTreeMap::new());
+        Arc::new(Self(Mutex::new(State { began, elapsed: Duration::ZERO, sleepers, next: 0, drivers })))
     }
 
     pub fn advance(&self, by: Duration) {
         let mut state = self.0.lock().expect("clock");
         state.elapsed += by;
         let now = state.elapsed;
-        for ((due, _), waker) in &state.sleepers {
+        for ((_, due, _), waker) in &state.sleepers {
             if *due <= now {
                 waker.wake_by_ref();
             }
         }
     }
 
-    /// Lets the time of the next sleeper come; `false` when nobody sleeps, or somebody woken has not stirred yet.
-    pub fn pass_to_next(&self, driver: &Waker) -> bool {
+    /// Lets the time come for which `owner` waits; `false` when it does not, or was woken and has not stirred yet.
+    pub fn pass_to_next(&self, owner: Owner, driver: &Waker) -> bool {
         let next = {
             let mut state = self.0.lock().expect("clock");
-            state.driver = Some(driver.clone());
-            match state.sleepers.keys().next() {
-                Some((due, _)) if *due > state.elapsed => *due - state.elapsed,
+            state.drivers.insert(owner, driver.clone());
+            match state.sleepers.range((owner, Duration::ZERO, 0)..(owner + 1, Duration::ZERO, 0)).next() {
+                Some(((_, due, _), _)) if *due > state.elapsed => *due - state.elapsed,
                 _ => return false,
             }
         };
         self.advance(next);
         true
     }
-}
 
-struct Asleep<'a>(&'a SimClock, (Duration, u64));
-
-impl Drop for Asleep<'_> {
-    fn drop(&mut self) {
-        self.0.0.lock().expect("clock").sleepers.remove(&self.1);
-    }
-}
-
-#[async_trait]
-impl Clock for SimClock {
-    fn now(&self) -> DateTime<Utc> {
-        let state = self.0.lock().expect("clock");
-        state.began + state.elapsed
-    }
-    fn elapsed(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         self.0.lock().expect("clock").elapsed
     }
-    async fn sleep(&self, duration: Duration) {
+
+    async fn sleep(&self, owner: Owner, duration: Duration) {
         let key = {
             let mut state = self.0.lock().expect("clock");
             state.next += 1;
-            (state.elapsed.saturating_add(duration), state.next)
+            (owner, state.elapsed.saturating_add(duration), state.next)
         };
         let asleep = Asleep(self, key);
         poll_fn(|context| {
             let mut state = self.0.lock().expect("clock");
-            if state.elapsed >= key.0 {
+            if state.elapsed >= key.1 {
                 return Poll::Ready(());
             }
             state.sleepers.insert(key, context.waker().clone());
-            if let Some(driver) = &state.driver {
+            if let Some(driver) = state.drivers.get(&owner) {
                 driver.wake_by_ref();
             }
             Poll::Pending
@@ -93,21 +85,52 @@ impl Clock for SimClock {
     }
 }
 
-/// One instance's own clock: it shows another wall time, and may jump.
+struct Asleep<'a>(&'a SimClock, (Owner, Duration, u64));
+
+impl Drop for Asleep<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().expect("clock").sleepers.remove(&self.1);
+    }
+}
+
+/// A clock as an instance or the database has it: it shows another wall time, drifts, and may jump.
 pub struct Skewed {
-    pub base: Arc<SimClock>,
-    pub offset: Mutex<TimeDelta>,
+    base: Arc<SimClock>,
+    owner: Owner,
+    /// Parts in a million that it runs too fast.
+    drift: i64,
+    offset: Mutex<TimeDelta>,
+    faults: Option<Arc<SimFaults>>,
+}
+
+impl Skewed {
+    pub fn new(base: &Arc<SimClock>, owner: Owner, drift: i64, faults: Option<Arc<SimFaults>>) -> Arc<Self> {
+        Arc::new(Self { base: base.clone(), owner, drift, offset: Mutex::default(), faults })
+    }
+
+    /// Shows the wall time of `by` later, or earlier.
+    pub fn jump(&self, by: TimeDelta) {
+        *self.offset.lock().expect("offset") += by;
+    }
 }
 
 #[async_trait]
 impl Clock for Skewed {
     fn now(&self) -> DateTime<Utc> {
-        self.base.now() + *self.offset.lock().expect("offset")
+        let (began, elapsed) = {
+            let state = self.base.0.lock().expect("clock");
+            (state.began, state.elapsed)
+        };
+        let drifted = TimeDelta::microseconds(elapsed.as_secs() as i64 * self.drift);
+        began + elapsed + drifted + *self.offset.lock().expect("offset")
     }
     fn elapsed(&self) -> Duration {
         self.base.elapsed()
     }
     async fn sleep(&self, duration: Duration) {
-        self.base.sleep(duration).await;
+        if let Some(faults) = &self.faults {
+            faults.pass(Place::Sleep).await.ok();
+        }
+        self.base.sleep(self.owner, duration).await;
     }
 }

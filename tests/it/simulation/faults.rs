@@ -1,91 +1,167 @@
-//! What can go wrong between a process and its database, at a chosen statement, begin or commit.
+//! What can go wrong with a process, at a chosen place. The places are all awaits that an instance has: before each
+//! statement, begin and commit, after each commit, before each sleep, before a request to a platform goes out, and
+//! before its answer comes in. A crash at any other await cannot be told from one at the next of these.
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 use async_trait::async_trait;
 use showrunner::db::{Error, Faults, Point, Result};
 
-use super::clock::SimClock;
+use super::clock::{Owner, SimClock};
 
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The statement, begin or commit fails and has no effect.
     Fails,
+    /// Every statement, begin and commit fails from here on.
+    AllFail,
     /// A commit takes effect, and its answer is lost.
     AnswerLost,
     /// The process dies here.
     Crashes,
-    /// The process stands still before a transaction, while the world goes on.
+    /// The process stands still, while the world goes on.
     Stalls,
+}
+
+/// Where an instance awaits something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Begin,
+    BeginRead,
+    Statement,
+    BeforeCommit,
+    AfterCommit,
+    Sleep,
+    /// Before a request goes out.
+    Send,
+    /// The platform has done what it does; its answer is not here yet.
+    Answer,
 }
 
 #[derive(Default)]
 struct State {
     plan: Option<(u32, Fault)>,
-    strikes: u32,
+    passed: u32,
     crashed: bool,
     stalled: bool,
+    /// Whether a writing transaction is open, which holds SQLite's lock.
+    writing: bool,
+    /// Whether somebody who asked for a cycle has begun to wait for it.
+    asked: bool,
+    driver: Option<Waker>,
+    standing: Vec<Waker>,
 }
 
 /// The faults of one instance.
-#[derive(Default)]
-pub struct SimFaults(Mutex<State>);
+pub struct SimFaults {
+    state: Mutex<State>,
+    /// Whether a process may stand still with a writing transaction open, and others get on.
+    stalls_inside: bool,
+}
 
 impl SimFaults {
-    /// Lets `fault` happen at the first fitting place from the `after`th on.
-    pub fn arm(&self, after: u32, fault: Fault) {
-        *self.0.lock().expect("faults") = State { plan: Some((after, fault)), ..State::default() };
-    }
-    pub fn disarm(&self) {
-        self.0.lock().expect("faults").plan = None;
-    }
-    pub fn go_on(&self) {
-        self.0.lock().expect("faults").stalled = false;
-    }
-    fn crashed(&self) -> bool {
-        self.0.lock().expect("faults").crashed
-    }
-    fn stalled(&self) -> bool {
-        self.0.lock().expect("faults").stalled
+    pub fn new(stalls_inside: bool) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), stalls_inside })
     }
 
-    fn due(&self, point: Point<'_>) -> Option<Fault> {
-        let mut state = self.0.lock().expect("faults");
-        state.strikes += 1;
-        let (after, fault) = state.plan?;
-        let fits = match fault {
-            Fault::Fails => point != Point::AfterCommit,
-            Fault::AnswerLost => point == Point::AfterCommit,
-            Fault::Crashes => true,
-            Fault::Stalls => point == Point::Begin,
-        };
-        if state.strikes < after || !fits {
-            return None;
+    /// Lets `fault` happen at the first fitting place from the `after`th on; none where there is none.
+    pub fn arm(&self, plan: Option<(u32, Fault)>) {
+        let mut state = self.state.lock().expect("faults");
+        (state.plan, state.passed, state.asked) = (plan, 0, false);
+    }
+
+    /// Lets a process that stands still go on.
+    pub fn go_on(&self) {
+        let mut state = self.state.lock().expect("faults");
+        state.stalled = false;
+        state.standing.drain(..).for_each(Waker::wake);
+    }
+
+    pub fn asked(&self) -> bool {
+        self.state.lock().expect("faults").asked
+    }
+
+    fn due(&self, place: Place) -> Option<Fault> {
+        let mut state = self.state.lock().expect("faults");
+        state.passed += 1;
+        let inside = state.writing && matches!(place, Place::Statement | Place::BeforeCommit);
+        let fault = state.plan.filter(|(after, fault)| {
+            let database = !matches!(place, Place::Sleep | Place::Send | Place::Answer | Place::AfterCommit);
+            let fits = match fault {
+                Fault::Fails | Fault::AllFail => database,
+                Fault::AnswerLost => place == Place::AfterCommit,
+                Fault::Crashes => true,
+                Fault::Stalls => self.stalls_inside || !inside,
+            };
+            state.passed >= *after && fits
+        });
+        match place {
+            Place::Begin => state.writing = true,
+            Place::Statement | Place::BeforeCommit => {}
+            _ => state.writing = false,
         }
-        state.plan = None;
-        state.crashed = fault == Fault::Crashes;
-        state.stalled = fault == Fault::Stalls;
+        let (_, fault) = fault?;
+        if fault != Fault::AllFail {
+            state.plan = None;
+        }
+        state.crashed |= fault == Fault::Crashes;
+        state.stalled |= fault == Fault::Stalls;
+        // It may stand in a task of its own, of whose end the driver would not hear.
+        if let Some(driver) = &state.driver {
+            driver.wake_by_ref();
+        }
         Some(fault)
+    }
+
+    /// What an instance meets at a place.
+    pub async fn pass(&self, place: Place) -> Result<()> {
+        match self.due(place) {
+            None => Ok(()),
+            Some(Fault::Fails | Fault::AllFail) => Err(Error::Unavailable("a simulated fault".to_owned())),
+            Some(Fault::AnswerLost) => Err(Error::Unavailable("a simulated lost answer".to_owned())),
+            Some(Fault::Crashes) => pending().await,
+            Some(Fault::Stalls) => {
+                poll_fn(|context| {
+                    let mut state = self.state.lock().expect("faults");
+                    if !state.stalled {
+                        return Poll::Ready(());
+                    }
+                    state.standing.push(context.waker().clone());
+                    Poll::Pending
+                })
+                .await;
+                Ok(())
+            }
+        }
+    }
+
+    fn ended(&self, driver: &Waker) -> (bool, bool) {
+        let mut state = self.state.lock().expect("faults");
+        state.driver = Some(driver.clone());
+        (state.crashed, state.stalled)
     }
 }
 
 #[async_trait]
 impl Faults for SimFaults {
     async fn strike(&self, point: Point<'_>) -> Result<()> {
-        match self.due(point) {
-            None => Ok(()),
-            Some(Fault::Fails) => Err(Error::Unavailable("a simulated fault".to_owned())),
-            Some(Fault::AnswerLost) => Err(Error::Unavailable("a simulated lost answer".to_owned())),
-            Some(Fault::Crashes) => pending().await,
-            Some(Fault::Stalls) => {
-                poll_fn(|_| if self.stalled() { Poll::Pending } else { Poll::Ready(()) }).await;
-                Ok(())
+        let place = match point {
+            Point::Begin => Place::Begin,
+            Point::BeginRead => Place::BeginRead,
+            Point::BeforeCommit => Place::BeforeCommit,
+            Point::AfterCommit => Place::AfterCommit,
+            Point::Statement(text) => {
+                if text.starts_with("SELECT cycle_id, error FROM cycle_requests") {
+                    self.state.lock().expect("faults").asked = true;
+                }
+                Place::Statement
             }
-        }
+        };
+        self.pass(place).await
     }
 }
 
@@ -101,8 +177,8 @@ pub enum Progress<T> {
     Crashed,
 }
 
-/// Runs an operation; where it waits for time, time passes.
-pub async fn drive<T>(operation: Operation<T>, clock: &SimClock, faults: &Arc<SimFaults>) -> Progress<T> {
+/// Runs an operation of `owner`; where it waits for time, time passes.
+pub async fn drive<T>(operation: Operation<T>, owner: Owner, clock: &SimClock, faults: &Arc<SimFaults>) -> Progress<T> {
     let mut operation = Some(operation);
     poll_fn(|context| {
         loop {
@@ -110,14 +186,15 @@ pub async fn drive<T>(operation: Operation<T>, clock: &SimClock, faults: &Arc<Si
             if let Poll::Ready(value) = running.as_mut().poll(context) {
                 return Poll::Ready(Progress::Done(value));
             }
-            if faults.crashed() {
+            let (crashed, stalled) = faults.ended(context.waker());
+            if crashed {
                 operation = None;
                 return Poll::Ready(Progress::Crashed);
             }
-            if faults.stalled() {
+            if stalled {
                 return Poll::Ready(Progress::Stalled(operation.take().expect("just polled")));
             }
-            if !clock.pass_to_next(context.waker()) {
+            if !clock.pass_to_next(owner, context.waker()) {
                 return Poll::Pending;
             }
         }

@@ -1,8 +1,9 @@
 //! One instance of the service in the simulation: its loop, its queue worker and its dispatcher, each taking a step
 //! when the seed says so.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use showrunner::actor::Actor;
@@ -17,9 +18,9 @@ use showrunner::planes::publishing::{self, Dispatcher, Publishing};
 use showrunner::planes::queue::{Worker, WorkerOptions};
 use showrunner::random::Random;
 
-use super::clock::{SimClock, Skewed};
+use super::clock::{Owner, Skewed};
 use super::faults::SimFaults;
-use super::platform::SimPlatform;
+use super::platform::{Door, SimPlatform};
 
 /// What an instance can do in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,15 +35,27 @@ pub enum Step {
     Enable,
     /// An operator switches the loop off.
     Disable,
+    /// An operator asks for one cycle, and hangs up while it is waited for.
+    RunOnce,
     /// Retention and periodic reconciliation.
     Upkeep,
     /// A clean stop: the lease is given back.
     Resign,
 }
 
+/// What instances share.
+pub struct Surroundings {
+    pub url: String,
+    pub rules: std::path::PathBuf,
+    pub database_clock: Arc<Skewed>,
+    pub platform: Arc<SimPlatform>,
+    pub config: Config,
+}
+
 pub struct Instance {
+    pub owner: Owner,
     pub faults: Arc<SimFaults>,
-    pub skew: Arc<Skewed>,
+    pub clock: Arc<Skewed>,
     db: Db,
     config: Config,
     orchestrator: Orchestrator,
@@ -53,26 +66,25 @@ pub struct Instance {
 
 impl Instance {
     pub async fn start(
-        url: &str,
-        rules: &Path,
-        base: &Arc<SimClock>,
-        platform: &Arc<SimPlatform>,
-        config: &Config,
+        around: &Surroundings,
+        owner: Owner,
+        skew: Arc<Skewed>,
+        faults: Arc<SimFaults>,
         random: Random,
     ) -> Self {
-        let faults = Arc::new(SimFaults::default());
-        let skew = Arc::new(Skewed { base: base.clone(), offset: Mutex::default() });
+        let Surroundings { url, rules, database_clock, platform, config } = around;
         let clock: SharedClock = skew.clone();
         let options = Options { max_connections: 2, ..Options::new(url) };
-        let opened = Db::open(&options, base.clone()).await.expect("the database");
-        let db = opened.with_clock(base.clone()).with_faults(faults.clone());
+        let opened = Db::open(&options, database_clock.clone()).await.expect("the database");
+        let db = opened.with_clock(database_clock.clone()).with_faults(faults.clone());
         let name = format!("instance-{}", &random.token()[..6]);
+        let door = Door { platform: platform.clone(), clock: skew.clone(), faults: faults.clone() };
         let publishing = Publishing::with_connector(
             config.publishing.clone(),
             db.clone(),
             clock.clone(),
             random.clone(),
-            platform.clone(),
+            Arc::new(door),
         );
         let publishing = Arc::new(publishing.expect("a plane"));
         let book = Arc::new(RuleBook::folder(rules));
@@ -101,13 +113,15 @@ impl Instance {
             queue: publishing::QUEUE,
             name,
             max_concurrency: 4,
+            prefetch: 0,
             poll_interval: Duration::from_secs(1),
             lease: Duration::from_secs(60),
             drain: Duration::from_secs(1),
         };
         let worker = Worker::new(db.clone(), clock, random, options, publishing.handlers());
         let dispatcher = Dispatcher::new(publishing, Duration::from_secs(1));
-        Self { faults, skew, db, config: config.clone(), orchestrator, runner, worker, dispatcher }
+        let config = config.clone();
+        Self { owner, faults, clock: skew, db, config, orchestrator, runner, worker, dispatcher }
     }
 
     /// Takes one step; errors are the instance's own business, as they are in life.
@@ -119,6 +133,14 @@ impl Instance {
             Step::Work => drop(self.worker.run_batch().await),
             Step::Enable => drop(self.orchestrator.enable(&operator).await),
             Step::Disable => drop(self.orchestrator.disable(&operator).await),
+            Step::RunOnce => {
+                let mut running = Box::pin(self.orchestrator.run_once(&operator));
+                poll_fn(|context| match running.as_mut().poll(context) {
+                    Poll::Pending if !self.faults.asked() => Poll::Pending,
+                    _ => Poll::Ready(()),
+                })
+                .await;
+            }
             Step::Upkeep => {
                 drop(forget_old(&self.db, &self.config.retention).await);
                 drop(publishing::reconcile_if_needed(&self.db).await);

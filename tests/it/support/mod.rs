@@ -1,8 +1,12 @@
 //! What stories need: a database of each kind, and a service on it.
 
 pub mod faults;
+pub mod node;
 pub mod postgres;
 pub mod process;
+pub mod receiver;
+pub mod s3;
+pub mod worker;
 pub mod world;
 
 pub use world::World;

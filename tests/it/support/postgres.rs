@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 /// Names the server to use, e.g. `postgres://user@host/postgres`; the user must be allowed to create databases.
 const URL_VARIABLE: &str = "SHOWRUNNER_TEST_POSTGRES_URL";
 /// Set where a skipped test is a failure.
-const REQUIRE_VARIABLE: &str = "SHOWRUNNER_TEST_REQUIRE_POSTGRES";
+pub const REQUIRE_VARIABLE: &str = "SHOWRUNNER_TEST_REQUIRE_POSTGRES";
 
 static SERVER: OnceLock<Option<String>> = OnceLock::new();
 
@@ -78,7 +78,7 @@ fn lets_us_in(url: &str) -> bool {
 }
 
 /// The folder with `initdb` and `postgres`: the newest installed one.
-fn binaries() -> Option<PathBuf> {
+pub fn binaries() -> Option<PathBuf> {
     let mut folders: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
         .unwrap_or_default();
@@ -130,6 +130,7 @@ fn start_temporary(binaries: &Path) -> Option<String> {
     came_up.then_some(url)
 }
 
-fn is_root() -> bool {
+/// The server refuses to run as root.
+pub fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n"))
 }

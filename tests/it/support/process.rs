@@ -16,8 +16,13 @@ pub struct Process {
 impl Process {
     /// Starts the program on a database and waits until it says where it listens.
     pub async fn serve(database_url: &str, environment: &[(&str, &str)]) -> Self {
+        Self::serve_at(database_url, &[&[("PORT", "0")], environment].concat()).await
+    }
+
+    /// The same at a port that the environment names.
+    pub async fn serve_at(database_url: &str, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_showrunner"));
-        command.arg("serve").env("DATABASE_URL", database_url).env("PORT", "0").env("LOG_LEVEL", "warn");
+        command.arg("serve").env("DATABASE_URL", database_url).env("LOG_LEVEL", "warn");
         command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let stdout = child.stdout.take().expect("its standard output");
@@ -68,6 +73,43 @@ impl Process {
         log.lines().find(|line| line.contains(text)).expect("the line").to_owned()
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// GETs a path; returns the status and the body as JSON, or nothing where no answer came in time.
+    pub async fn ask(&self, path: &str) -> Option<(u16, Value)> {
+        let patience = std::time::Duration::from_secs(15);
+        let response = self.http.get(format!("http://{}{path}", self.address)).timeout(patience).send().await.ok()?;
+        let status = response.status().as_u16();
+        Some((status, serde_json::from_str(&response.text().await.ok()?).ok()?))
+    }
+
+    /// Asks a path until its status is `status` and its body says `words`; returns the body.
+    pub async fn until(&self, path: &str, status: u16, words: &str, patience: std::time::Duration) -> Value {
+        let patience = tokio::time::Instant::now() + patience;
+        let mut last = None;
+        while tokio::time::Instant::now() < patience {
+            last = self.ask(path).await;
+            match &last {
+                Some((said, body)) if *said == status && body.to_string().contains(words) => return body.clone(),
+                _ => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            }
+        }
+        panic!("{path} never said {status} with `{words}`; last: {last:?}");
+    }
+
+    /// Where it listens, e.g. `127.0.0.1:40000`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Everything that it has logged.
+    pub fn log(&self) -> String {
+        self.log.borrow().clone()
+    }
+
     /// GETs a path as JSON.
     pub async fn get(&self, path: &str) -> Value {
         let response = self.http.get(format!("http://{}{path}", self.address)).send().await.expect("an answer");
@@ -78,6 +120,29 @@ impl Process {
     pub async fn poke(&self, path: &str) -> Value {
         let response = self.http.post(format!("http://{}{path}", self.address)).send().await.expect("an answer");
         serde_json::from_str(&response.text().await.expect("a body")).expect("JSON")
+    }
+
+    /// PUTs a text to a path.
+    pub async fn put(&self, path: &str, body: String) -> Value {
+        let request = self.http.put(format!("http://{}{path}", self.address)).body(body);
+        let response = request.send().await.expect("an answer");
+        serde_json::from_str(&response.text().await.expect("a body")).expect("JSON")
+    }
+
+    /// POSTs JSON with a bearer token; returns the status and the body.
+    pub async fn send(&self, path: &str, body: &Value, bearer: &str) -> (u16, Value) {
+        let request = self.http.post(format!("http://{}{path}", self.address)).json(body).bearer_auth(bearer);
+        let response = request.send().await.expect("an answer");
+        let status = response.status().as_u16();
+        (status, serde_json::from_str(&response.text().await.expect("a body")).expect("JSON"))
+    }
+
+    /// POSTs JSON; returns the status and the body.
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.http.post(format!("http://{}{path}", self.address)).json(body);
+        let response = request.send().await.expect("an answer");
+        let status = response.status().as_u16();
+        (status, serde_json::from_str(&response.text().await.expect("a body")).expect("JSON"))
     }
 
     /// Its name as leaders write it.
@@ -91,4 +156,14 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether any process of a group is there and not just waiting to be reaped.
+pub fn group_lives(group: &str) -> bool {
+    let stats = std::fs::read_dir("/proc").expect("/proc").flatten();
+    stats.filter_map(|process| std::fs::read_to_string(process.path().join("stat")).ok()).any(|stat| {
+        // pid (name) state parent group …; the name may hold anything.
+        let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+        !matches!(fields.next(), Some("Z" | "X")) && fields.nth(1) == Some(group)
+    })
 }

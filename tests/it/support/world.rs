@@ -51,6 +51,11 @@ impl World {
         Some(Self::on(url, tempfile::tempdir().expect("a folder")).await)
     }
 
+    /// On the empty database at `url`, which is not dropped in the end.
+    pub async fn at(url: String) -> Self {
+        Self::on(url, tempfile::tempdir().expect("a folder")).await
+    }
+
     async fn on(url: String, folder: tempfile::TempDir) -> Self {
         let clock = ManualClock::at(time(NOON));
         let db = Db::open(&Options::new(&url), clock.clone()).await.expect("a database").with_clock(clock.clone());
@@ -64,6 +69,7 @@ impl World {
             Raw::Postgres(options.connect(&url).await.expect("another program's connection"))
         };
         let mut config = Config { database_url: url.clone(), port: 0, ..Config::default() };
+        config.storage.folder = folder.path().join("storage");
         config.publishing.sandbox.latency_min_ms = 0;
         config.publishing.sandbox.latency_max_ms = 0;
         let _ = rustls::crypto::ring::default_provider().install_default(); // once a process
@@ -272,6 +278,12 @@ impl World {
         list(&page["items"]).to_vec()
     }
 
+    /// The same, as the door of a process shows them.
+    pub async fn ledger_of(&self, process: &super::process::Process, event_type: &str) -> Vec<Value> {
+        let page = process.get(&format!("/v1/ledger?event_type={event_type}&limit=500")).await;
+        list(&page["items"]).to_vec()
+    }
+
     /// One number from another program's query.
     pub async fn number(&self, query: &str) -> i64 {
         let text = self.text(query).await;
@@ -319,7 +331,12 @@ impl World {
 
     /// Waits until another program's query gives `wanted`, looking again whenever the service could have moved.
     pub async fn until(&self, query: &str, wanted: &str) {
-        let patience = tokio::time::Instant::now() + Duration::from_secs(20);
+        self.until_within(Duration::from_secs(20), query, wanted).await;
+    }
+
+    /// The same with a patience of the story's own.
+    pub async fn until_within(&self, patience: Duration, query: &str, wanted: &str) {
+        let patience = tokio::time::Instant::now() + patience;
         let mut found = String::new();
         while tokio::time::Instant::now() < patience {
             found = self.text(query).await;
@@ -334,7 +351,7 @@ impl World {
     /// As [`World::until`], while time goes on: a second of this world's clock at a time, each followed by a pause in
     /// which the service can do what is due.
     pub async fn until_in_time(&self, query: &str, wanted: &str) {
-        let patience = tokio::time::Instant::now() + Duration::from_secs(30);
+        let patience = tokio::time::Instant::now() + Duration::from_secs(120);
         let mut found = String::new();
         while tokio::time::Instant::now() < patience {
             for _ in 0..10 {

@@ -3,7 +3,10 @@
 use super::*;
 use crate::control::action::Action;
 use crate::control::snapshot::HealthStatus;
+use crate::planes::fleet::{DrainedAgent, FlappingAgent, StillStream};
+use crate::planes::pipelines::{FailedRun, FailingTrigger};
 use crate::planes::publishing::{CampaignView, ClipView, RetryableLog, StuckLog};
+use crate::planes::queue::{DeadLetterView, QueueView, WorkerView};
 
 /// Which of the default rules propose something.
 fn firing(change: impl Fn(&mut Snapshot)) -> Vec<String> {
@@ -35,7 +38,7 @@ fn a_quiet_platform_is_healthy_and_needs_nothing() {
 }
 
 #[test]
-fn the_ten_rules_are_there_with_their_priorities() {
+fn the_rules_are_there_with_their_priorities() {
     let set = RuleSet::built_in();
     let mut rules: Vec<(&str, i64, &str)> =
         set.rules().iter().map(|rule| (rule.name.as_str(), rule.priority, rule.action.as_str())).collect();
@@ -43,14 +46,23 @@ fn the_ten_rules_are_there_with_their_priorities() {
     assert_eq!(
         rules,
         [
+            ("bad_worker", 9, "quarantine_worker"),
+            ("calm_agent", 4, "undrain_agent"),
             ("critical_health", 10, "rebalance_queue"),
+            ("failed_run", 5, "retry_run"),
+            ("failing_queue", 8, "pause_queue"),
+            ("flapping_agent", 8, "drain_agent"),
             ("funded_campaign", 9, "schedule_clip"),
             ("high_error_rate", 7, "trigger_reconciliation"),
+            ("hopeless_trigger", 7, "pause_trigger"),
             ("low_quality_trend", 3, "downgrade_low_score_clip"),
             ("promote_high_score", 7, "promote_high_score_clip"),
             ("queue_saturated", 9, "rebalance_queue"),
             ("recent_failures", 8, "retry_failed_log"),
+            ("rested_queue", 4, "resume_queue"),
+            ("revivable_dead_letter", 5, "retry_dead_letter"),
             ("schedule_accumulated_clips", 6, "schedule_clip"),
+            ("still_stream", 8, "restart_stream"),
             ("stuck_publications", 8, "force_publish"),
             ("window_closing", 8, "schedule_clip"),
         ]
@@ -200,6 +212,180 @@ fn low_quality_trend() {
     assert!(mean(None).is_empty(), "an unknown mean is not a low one");
     assert!(mean(Some(40.0)).is_empty());
     assert_eq!(mean(Some(39.9)), ["low_quality_trend"]);
+}
+
+#[test]
+fn bad_worker() {
+    let worker = |failed, failed_percent, others_failed_percent| {
+        firing(|snapshot| {
+            let (id, queue) = ("worker-2".to_owned(), "default".to_owned());
+            let worker = WorkerView { id, queue, completed: 0, failed, failed_percent, others_failed_percent };
+            snapshot.workers.as_mut().expect("workers").failing = vec![worker];
+        })
+    };
+    assert!(worker(9, 50, Some(20)).is_empty());
+    assert!(worker(10, 49, Some(20)).is_empty());
+    assert!(worker(10, 50, Some(21)).is_empty(), "the others do not do well either");
+    assert!(worker(10, 50, None).is_empty(), "nobody knows of the others");
+    assert_eq!(worker(10, 50, Some(20)), ["bad_worker"]);
+}
+
+fn queue(failed: i64, failed_percent: i64, paused: Option<(&str, i64)>) -> Vec<String> {
+    firing(|snapshot| {
+        snapshot.workers.as_mut().expect("workers").queues = vec![QueueView {
+            name: "render".to_owned(),
+            paused: paused.is_some(),
+            paused_by: paused.map(|(by, _)| by.to_owned()),
+            paused_minutes: paused.map_or(0, |(_, minutes)| minutes),
+            completed: 10,
+            failed,
+            failed_percent,
+        }];
+    })
+}
+
+#[test]
+fn failing_queue() {
+    assert!(queue(9, 50, None).is_empty());
+    assert!(queue(10, 49, None).is_empty());
+    assert_eq!(queue(10, 50, None), ["failing_queue"]);
+    assert!(queue(10, 50, Some(("loop", 0))).is_empty(), "it is paused already");
+}
+
+#[test]
+fn rested_queue() {
+    assert!(queue(0, 0, Some(("loop", 14))).is_empty());
+    assert!(queue(0, 0, Some(("operator:ann", 15))).is_empty(), "what a person paused is hers to resume");
+    assert_eq!(queue(0, 0, Some(("loop", 15))), ["rested_queue"]);
+}
+
+#[test]
+fn revivable_dead_letter() {
+    let letter = |outcome: &str, rounds, code_changed| {
+        firing(|snapshot| {
+            snapshot.dead_letters.as_mut().expect("letters").retryable = vec![DeadLetterView {
+                id: 4,
+                job_id: 9,
+                task: "render".to_owned(),
+                queue: "default".to_owned(),
+                error: None,
+                outcome: Some(outcome.to_owned()),
+                rounds,
+                code_changed,
+                minutes: 1,
+            }];
+        })
+    };
+    assert!(letter("failed", 1, false).is_empty());
+    assert!(letter("lapsed", 2, false).is_empty(), "its workers die of it");
+    assert_eq!(letter("lapsed", 1, false), ["revivable_dead_letter"]);
+    assert_eq!(letter("failed", 2, true), ["revivable_dead_letter"]);
+}
+
+#[test]
+fn failed_run() {
+    let run = |retries, minutes| {
+        firing(|snapshot| {
+            let failed_at = snapshot.at;
+            let pipeline_id = "render".to_owned();
+            let run = FailedRun { id: 3, pipeline_id, trigger_id: None, retries, error: None, failed_at, minutes };
+            snapshot.pipelines.as_mut().expect("pipelines").failed = vec![run];
+        })
+    };
+    assert!(run(0, 4).is_empty());
+    assert!(run(1, 5).is_empty());
+    assert_eq!(run(0, 5), ["failed_run"]);
+}
+
+#[test]
+fn hopeless_trigger() {
+    let trigger = |failed, completed| {
+        firing(|snapshot| {
+            let trigger = FailingTrigger { id: "nightly".to_owned(), failed, completed };
+            snapshot.pipelines.as_mut().expect("pipelines").failing_triggers = vec![trigger];
+        })
+    };
+    assert!(trigger(4, 0).is_empty());
+    assert!(trigger(5, 1).is_empty());
+    assert_eq!(trigger(5, 0), ["hopeless_trigger"]);
+}
+
+#[test]
+fn flapping_agent() {
+    let agent = |drops, drain| {
+        firing(|snapshot| {
+            let agent = FlappingAgent { id: "studio".to_owned(), drops, drain };
+            snapshot.agents.as_mut().expect("agents").flapping = vec![agent];
+        })
+    };
+    assert!(agent(4, false).is_empty());
+    assert!(agent(5, true).is_empty(), "it is drained already");
+    assert_eq!(agent(5, false), ["flapping_agent"]);
+}
+
+#[test]
+fn calm_agent() {
+    let agent = |online, calm_minutes| {
+        firing(|snapshot| {
+            let agent = DrainedAgent { id: "studio".to_owned(), online, calm_minutes };
+            snapshot.agents.as_mut().expect("agents").drained = vec![agent];
+        })
+    };
+    assert!(agent(true, 29).is_empty());
+    assert!(agent(false, 30).is_empty(), "it is not there");
+    assert_eq!(agent(true, 30), ["calm_agent"]);
+}
+
+#[test]
+fn still_stream() {
+    let stream = |still_seconds| {
+        firing(|snapshot| {
+            let stream = StillStream { id: "job-7".to_owned(), agent_id: "studio".to_owned(), still_seconds };
+            snapshot.streams.as_mut().expect("streams").still = vec![stream];
+        })
+    };
+    assert!(stream(59).is_empty());
+    assert_eq!(stream(60), ["still_stream"]);
+}
+
+#[test]
+fn streams_that_find_no_slot_are_seen_in_the_health() {
+    let health = |waiting, free_slots| {
+        let mut snapshot = quiet();
+        snapshot.streams.as_mut().expect("streams").waiting = waiting;
+        snapshot.agents.as_mut().expect("agents").free_slots = free_slots;
+        assess_health(&RuleSet::built_in(), &mut snapshot, &still());
+        snapshot.system.health_score
+    };
+    assert_eq!((health(0, 0), health(1, 1), health(1, 0)), (100, 100, 95));
+}
+
+#[test]
+fn a_record_of_an_older_program_lacks_sections_and_is_read() {
+    let mut record = serde_json::to_value(quiet()).expect("json");
+    let later = ["workers", "dead_letters", "pipelines", "engines", "agents", "streams"];
+    for section in later {
+        record.as_object_mut().expect("a map").remove(section);
+    }
+    let mut snapshot: Snapshot = serde_json::from_value(record).expect("an older snapshot");
+    let decision = decide(&RuleSet::built_in(), &mut snapshot);
+    assert_eq!(snapshot.system.unobserved, later);
+    assert_eq!(decision.held_rules.len(), 9, "{:?}", decision.held_rules);
+}
+
+#[test]
+fn the_planes_trouble_alone_is_no_emergency() {
+    let mut snapshot = quiet();
+    snapshot.dead_letters.as_mut().expect("letters").recent_1h = 1_000;
+    snapshot.workers.as_mut().expect("workers").paused_queues = 100;
+    snapshot.pipelines.as_mut().expect("pipelines").failed_1h = 1_000;
+    snapshot.engines.as_mut().expect("engines").error = 1_000;
+    snapshot.streams.as_mut().expect("streams").failed_1h = 1_000;
+    snapshot.streams.as_mut().expect("streams").waiting = 1_000;
+    // What their events leave in the ledger counts once a kind: runs, jobs, engines, streams.
+    snapshot.ledger.as_mut().expect("ledger").errors_1h = 4;
+    assess_health(&RuleSet::built_in(), &mut snapshot, &still());
+    assert_eq!((snapshot.system.health_score, snapshot.system.status), (50, HealthStatus::Degraded));
 }
 
 #[test]

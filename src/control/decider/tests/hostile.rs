@@ -106,7 +106,10 @@ fn nothing_is_hidden() {
             "inside another statement",
         ),
         // the `о` of `jоbs` and the `е` of `quеue` are Cyrillic
-        ("rule \"a\" priority 1 when j\u{43e}bs.pending > 1 then rebalance_queue() because \"x\";", "test.rhai:1:"),
+        (
+            "rule \"a\" priority 1 when j\u{43e}bs.pending > 1 then rebalance_queue() because \"x\";",
+            "did you mean jobs?",
+        ),
         ("rule \"qu\u{435}ue\" priority 1 then rebalance_queue() because \"x\";", "a rule's name has 1 to 64 of a-z"),
         ("rule \"health\" priority 1 then rebalance_queue() because \"x\";", "health is the name"),
     ] {
@@ -201,10 +204,15 @@ fn a_stalled_machine_costs_one_rule_and_is_replayed_as_it_was() {
     );
     let clock: SharedClock = std::sync::Arc::new(Racing(Default::default()));
     let snapshot = quiet();
-    let decision = plan(propose(&set, &snapshot, &clock), &Memory::default(), &Default::default(), snapshot.at);
-    assert_eq!(planned(&decision), ["trigger_reconciliation platforms"]);
+    let decision = plan(propose(&set, &snapshot, &clock, None), &Memory::default(), &Default::default(), snapshot.at);
     assert!(decision.failures[0].timed_out);
-    assert_eq!(decision.failures[0].message, "took longer than 1000 ms");
+    assert_eq!(decision.failures[0].message, "took longer than 500 ms");
+    let unreached = decision.unreached.as_ref().expect("the rest has no time left");
+    assert_eq!((unreached.count, &*unreached.rules), (1, &["quick".to_owned()][..]));
+    assert_eq!(unreached.because, "the rules before them took the 500 ms that all have together");
+    let next = propose(&set, &snapshot, &clock, Some("quick"));
+    let next = plan(next, &Memory::default(), &Default::default(), snapshot.at);
+    assert_eq!(planned(&next), ["trigger_reconciliation platforms"], "its turn comes");
     let again = replay(&set, &snapshot, &decision);
     assert_eq!(serde_json::to_string(&again).expect("json"), serde_json::to_string(&decision).expect("json"));
 }

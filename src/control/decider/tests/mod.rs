@@ -4,6 +4,8 @@ mod governing;
 mod heuristics;
 mod hostile;
 mod loading;
+mod mutations;
+mod pace;
 mod reloading;
 mod replaying;
 
@@ -54,7 +56,7 @@ fn refused(source: &str) -> String {
 fn decide(rules: &RuleSet, snapshot: &mut Snapshot) -> Decision {
     let failures = assess_health(rules, snapshot, &still());
     assert_eq!(failures, [], "health.rhai");
-    plan(propose(rules, snapshot, &still()), &Memory::default(), &Default::default(), snapshot.at)
+    plan(propose(rules, snapshot, &still(), None), &Memory::default(), &Default::default(), snapshot.at)
 }
 
 /// `kind target` of each planned action, in the order of the plan.

@@ -40,7 +40,7 @@ fn the_built_in_rules_never_change() {
     let book = RuleBook::built_in();
     assert_eq!(book.refresh(), Refresh::Unchanged);
     let status = book.status();
-    assert_eq!((status.count, status.folder, status.rejected_hash), (10, None, None));
+    assert_eq!((status.count, status.folder, status.rejected_hash), (19, None, None));
     assert_eq!(status.hash, book.current().hash());
 }
 
@@ -136,7 +136,7 @@ fn a_deleted_or_empty_folder_leaves_the_old_set_in_force() {
 #[test]
 fn a_bad_folder_at_start_up_falls_back_to_the_built_in_rules_and_says_so() {
     let book = RuleBook::folder("/nowhere/at/all");
-    assert_eq!(book.status().count, 10);
+    assert_eq!(book.status().count, 19);
     assert!(book.status().rejected_because[0].contains("/nowhere/at/all: the folder cannot be read"));
     assert!(rejected(book.refresh()).contains("cannot be read"));
     assert_eq!(book.refresh(), Refresh::Unchanged);
@@ -159,7 +159,7 @@ fn init_writes_the_built_in_rules_and_overwrites_nothing() {
     let parent = tempfile::tempdir().expect("a folder");
     let folder = parent.path().join("rules");
     let files = rules::init(&folder).expect("written");
-    assert_eq!(files.len(), 5);
+    assert_eq!(files.len(), 7);
     let book = RuleBook::folder(&folder);
     assert_eq!(book.current().hash(), RuleSet::built_in().hash());
 
@@ -170,4 +170,30 @@ fn init_writes_the_built_in_rules_and_overwrites_nothing() {
     assert!(error.to_string().contains("clips.rhai already exists; nothing was written"), "{error}");
     assert!(!folder.join("campaigns.rhai").exists());
     assert_eq!(fs::read_to_string(folder.join("queue.rhai")).expect("read"), ONE);
+}
+
+#[test]
+fn a_platform_that_nobody_configured_is_found_at_load() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let platforms = || vec!["instagram".to_owned(), "tiktok".to_owned()];
+    for (call, wanted) in [
+        (
+            "schedule_clip(1, \"tiktokk\")",
+            "test.rhai:2:43: rule a: no platform `tiktokk` is configured; did you mean tiktok?",
+        ),
+        ("schedule_clip(1, \"tikt\u{43e}k\")", "did you mean tiktok?"),
+        ("schedule_clip(1, PLACE)", "no platform `myspace` is configured; publishing.platforms has instagram, tiktok"),
+    ] {
+        let source = format!("const PLACE = \"myspace\";\nrule \"a\" priority 1 then {call} because \"x\";");
+        std::fs::write(folder.path().join("test.rhai"), &source).expect("a file");
+        let status = RuleBook::folder_for(folder.path(), platforms()).status();
+        assert!(status.rejected_because.join("\n").contains(wanted), "{call}: {:?}", status.rejected_because);
+        assert!(RuleBook::folder(folder.path()).status().rejected_because.is_empty(), "any, where nobody said");
+    }
+    std::fs::write(
+        folder.path().join("test.rhai"),
+        "rule \"a\" priority 1 then schedule_clip(1, \"tiktok\") because \"x\";",
+    )
+    .expect("a file");
+    assert!(RuleBook::folder_for(folder.path(), platforms()).status().rejected_because.is_empty());
 }

@@ -112,7 +112,7 @@ proptest! {
         assess_health(set, &mut snapshot, &still());
         // The plan goes by its own time, a little after the snapshot's.
         let at = snapshot.at.after(Duration::from_millis(7));
-        let decision = plan(propose(set, &snapshot, &still()), &memory, &governors, at);
+        let decision = plan(propose(set, &snapshot, &still(), None), &memory, &governors, at);
         let written = serde_json::to_string(&decision).expect("json");
 
         let kept: Snapshot = serde_json::from_str(&serde_json::to_string(&snapshot).expect("json")).expect("a snapshot");

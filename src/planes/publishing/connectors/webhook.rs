@@ -2,6 +2,10 @@
 //!
 //! What counts as an answer is decided here, and decided carefully: only an answer that proves that nothing was
 //! accepted is a refusal. Everything else that is no acceptance leaves the outcome unknown.
+//!
+//! Redirects are not followed: what is signed for one place is not sent to another. `301`, `307` and `308` say that the
+//! request belongs elsewhere, and so that it was not taken here: refused, with the place to configure. After a POST `302`
+//! and `303` may as well say "done, look there": unknown.
 
 use std::time::Duration;
 
@@ -10,7 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use hmac::{Hmac, KeyInit, Mac};
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{LOCATION, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -31,6 +35,10 @@ const DEFAULT_THROTTLE: Duration = Duration::from_secs(60);
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The part of a call's time after which the client gives up: sooner than whoever calls, who would not hear what was
+/// answered in the end. An acceptance whose body drips is one all the same.
+const WITHIN: f64 = 0.9;
 
 /// Why the webhook cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +84,8 @@ impl Webhook {
             .retry(reqwest::retry::never())
             // A kept connection that is cut while a request is on it would look like a lost answer.
             .pool_max_idle_per_host(0)
-            .connect_timeout(CONNECT_TIMEOUT.min(timeout))
-            .timeout(timeout)
+            .connect_timeout(CONNECT_TIMEOUT.min(timeout.mul_f64(WITHIN)))
+            .timeout(timeout.mul_f64(WITHIN))
             .user_agent(concat!("showrunner/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(WebhookError::Client)?;
@@ -159,6 +167,13 @@ fn retry_after(response: &Response) -> Option<Until> {
     DateTime::parse_from_rfc2822(text).ok().map(|at| Until::At(at.with_timezone(&Utc)))
 }
 
+/// Where a redirect points, without what may be a secret in it.
+fn moved_to(response: &Response) -> Option<String> {
+    let place = response.url().join(response.headers().get(LOCATION)?.to_str().ok()?).ok()?;
+    let place = format!("{}{}", place.origin().ascii_serialization(), place.path());
+    Some(place.chars().take(TEXT_LIMIT).collect()).filter(|_| response.status().is_redirection())
+}
+
 /// An error of the client: refused only where it is certain that nothing was sent.
 fn answer_to(error: &reqwest::Error) -> Answer {
     let reason = described(error);
@@ -207,7 +222,10 @@ impl Connector for Webhook {
             Err(error) => return answer_to(&error),
         };
         let status = response.status();
-        let reason = format!("the receiver answered {status}");
+        let reason = match moved_to(&response) {
+            Some(place) => format!("the receiver answered {status} and points to {place}; redirects are not followed"),
+            None => format!("the receiver answered {status}"),
+        };
         match (status, retry_after(&response)) {
             (status, _) if status.is_success() => {
                 let body = json_of(response).await;
@@ -223,7 +241,10 @@ impl Connector for Webhook {
             (StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT | StatusCode::TOO_EARLY, _) => {
                 Answer::NoAnswer { reason }
             }
-            (status, _) if status.is_client_error() || status.is_redirection() => Answer::Refused { reason },
+            (StatusCode::MOVED_PERMANENTLY | StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT, _) => {
+                Answer::Refused { reason }
+            }
+            (status, _) if status.is_client_error() => Answer::Refused { reason },
             _ => Answer::NoAnswer { reason },
         }
     }

@@ -40,13 +40,16 @@ pub struct CampaignQuery {
 #[serde(deny_unknown_fields)]
 pub struct NewCampaign {
     /// 1 to 200 characters.
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     pub name: String,
     /// `draft` unless given.
     #[serde(default = "draft")]
     pub status: CampaignStatus,
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_000i64)]
     pub budget_cents: i64,
     /// A larger one comes first, -1000 to 1000.
     #[serde(default)]
+    #[schema(minimum = -1000, maximum = 1000)]
     pub priority: i64,
     pub starts_at: Option<Timestamp>,
     /// After `starts_at`.
@@ -62,12 +65,15 @@ fn draft() -> CampaignStatus {
 #[serde(deny_unknown_fields)]
 pub struct CampaignPatch {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<CampaignStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_000i64)]
     pub budget_cents: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = -1000, maximum = 1000)]
     pub priority: Option<i64>,
     /// Null clears it.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
@@ -126,7 +132,7 @@ fn missing(id: i64) -> Problem {
 
 /// Makes a campaign.
 #[utoipa::path(post, path = "/v1/campaigns", operation_id = "createCampaign", tag = "publishing",
-    params(("Idempotency-Key" = Option<String>, Header)), request_body = NewCampaign,
+    params(("Idempotency-Key" = Option<IdempotencyKey>, Header)), request_body = NewCampaign,
     responses((status = 201, description = "Made", body = Campaign)))]
 pub(super) async fn create(
     State(publishing): State<Arc<Publishing>>,
@@ -143,7 +149,7 @@ pub(super) async fn create(
 
 /// Changes a campaign.
 #[utoipa::path(patch, path = "/v1/campaigns/{id}", operation_id = "changeCampaign", tag = "publishing",
-    params(("id" = i64, Path), ("Idempotency-Key" = Option<String>, Header)), request_body = CampaignPatch,
+    params(("id" = i64, Path), ("Idempotency-Key" = Option<IdempotencyKey>, Header)), request_body = CampaignPatch,
     responses((status = 200, description = "Changed", body = Campaign)))]
 pub(super) async fn change(
     State(publishing): State<Arc<Publishing>>,

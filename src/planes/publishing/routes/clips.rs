@@ -44,15 +44,20 @@ pub struct ClipQuery {
 #[serde(deny_unknown_fields)]
 pub struct NewClip {
     /// 1 to 500 characters.
+    #[schema(min_length = 1, max_length = 500, pattern = r"\S")]
     pub title: String,
     /// Where the platform fetches it; 1 to 2000 characters.
+    #[schema(min_length = 1, max_length = 2000, pattern = r"\S")]
     pub media_uri: String,
     pub campaign_id: Option<i64>,
     /// 0 to 100.
+    #[schema(minimum = 0, maximum = 100)]
     pub visual_score: f64,
     /// A larger one comes first, -1000 to 1000.
     #[serde(default)]
+    #[schema(minimum = -1000, maximum = 1000)]
     pub priority: i64,
+    #[schema(minimum = 0, maximum = 864_000_000)]
     pub duration_ms: Option<i64>,
 }
 
@@ -61,20 +66,24 @@ pub struct NewClip {
 #[serde(deny_unknown_fields)]
 pub struct ClipPatch {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 500, pattern = r"\S")]
     pub title: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 2000, pattern = r"\S")]
     pub media_uri: Option<String>,
     /// Null takes it out of its campaign.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub campaign_id: Option<Option<i64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 100)]
     pub visual_score: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = -1000, maximum = 1000)]
     pub priority: Option<i64>,
     /// Null clears it.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
-    #[schema(value_type = Option<i64>)]
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 864_000_000)]
     pub duration_ms: Option<Option<i64>>,
     /// `archived` puts it away, `ready` takes it out of the archive; otherwise it follows from the publications.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,6 +124,9 @@ pub(super) async fn list(
     State(publishing): State<Arc<Publishing>>,
     Params(query): Params<ClipQuery>,
 ) -> Result<Json<Page<Clip>>, Problem> {
+    if query.min_visual_score.is_some_and(|score| !score.is_finite()) {
+        return Err(refused("min_visual_score", "takes a number"));
+    }
     let rows = store::list_clips(publishing.db(), &query).await?;
     Ok(Json(Page::cut(rows, query.limit, |clip| clip.id)))
 }
@@ -132,7 +144,7 @@ fn missing(id: i64) -> Problem {
 
 /// Makes a clip.
 #[utoipa::path(post, path = "/v1/clips", operation_id = "createClip", tag = "publishing",
-    params(("Idempotency-Key" = Option<String>, Header)), request_body = NewClip,
+    params(("Idempotency-Key" = Option<IdempotencyKey>, Header)), request_body = NewClip,
     responses((status = 201, description = "Made", body = Clip)))]
 pub(super) async fn create(
     State(publishing): State<Arc<Publishing>>,
@@ -150,7 +162,7 @@ pub(super) async fn create(
 
 /// Changes a clip. One with publications that are still to go out is not archived: cancel those first.
 #[utoipa::path(patch, path = "/v1/clips/{id}", operation_id = "changeClip", tag = "publishing",
-    params(("id" = i64, Path), ("Idempotency-Key" = Option<String>, Header)), request_body = ClipPatch,
+    params(("id" = i64, Path), ("Idempotency-Key" = Option<IdempotencyKey>, Header)), request_body = ClipPatch,
     responses((status = 200, description = "Changed", body = Clip),
               (status = 409, description = "It has publications that are still to go out", body = Problem,
                content_type = "application/problem+json")))]

@@ -53,9 +53,11 @@ pub struct NewPublishLog {
     pub scheduled_at: Option<Timestamp>,
     /// A larger one goes out first, -1000 to 1000.
     #[serde(default)]
+    #[schema(minimum = -1000, maximum = 1000)]
     pub priority: i64,
     /// 0 to 100; 3 unless given.
     #[serde(default = "three")]
+    #[schema(minimum = 0, maximum = 100)]
     pub max_retries: i64,
 }
 
@@ -74,8 +76,10 @@ pub struct PublishLogPatch {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduled_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = -1000, maximum = 1000)]
     pub priority: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 100)]
     pub max_retries: Option<i64>,
 }
 
@@ -115,7 +119,7 @@ fn missing(id: i64) -> Problem {
 
 /// Makes a publication: planned for `scheduled_at`, or to go out at once. The campaign must be active and able to pay.
 #[utoipa::path(post, path = "/v1/publish-logs", operation_id = "createPublishLog", tag = "publishing",
-    params(("Idempotency-Key" = Option<String>, Header)), request_body = NewPublishLog,
+    params(("Idempotency-Key" = Option<IdempotencyKey>, Header)), request_body = NewPublishLog,
     responses((status = 201, description = "Made", body = PublishLog),
               (status = 409, description = "The clip is there already, archived, or its campaign does not allow it",
                body = Problem, content_type = "application/problem+json")))]
@@ -144,7 +148,7 @@ pub(super) async fn create(
 
 /// Changes a publication that is not out: gives it up, moves it, or sets its priority and retries.
 #[utoipa::path(patch, path = "/v1/publish-logs/{id}", operation_id = "changePublishLog", tag = "publishing",
-    params(("id" = i64, Path), ("Idempotency-Key" = Option<String>, Header)), request_body = PublishLogPatch,
+    params(("id" = i64, Path), ("Idempotency-Key" = Option<IdempotencyKey>, Header)), request_body = PublishLogPatch,
     responses((status = 200, description = "Changed", body = PublishLog),
               (status = 409, description = "Its status does not allow it", body = Problem,
                content_type = "application/problem+json")))]
@@ -162,7 +166,7 @@ pub(super) async fn change(
     }
     let location = format!("/v1/publish-logs/{id}");
     let mut change = Change::begin(&publishing, caller, &format!("PATCH {location}"), key, &patch).await?;
-    let before = store::lock_log(&mut change.tx, id).await?.ok_or_else(|| missing(id))?;
+    let (before, _) = store::lock_log_with_job(&mut change.tx, id).await?.ok_or_else(|| missing(id))?;
     let event = if patch.status.is_some() {
         act::cancel(&mut change.tx, id).await?;
         "publishing.publication_cancelled"

@@ -80,27 +80,37 @@ pub(in crate::planes::publishing) async fn overdue_platforms(
     Ok(rows.into_iter().map(|(platform,)| platform).collect())
 }
 
-/// The oldest overdue publication of a platform, if the platform has been quiet since `quiet_since`: nothing of it
-/// waits in the queue or was attempted later. One statement, so that of two instances only one finds it.
+/// The oldest overdue publication of a platform, unless a late one is in flight, or was attempted after `quiet_since`,
+/// or any other was attempted since then and is not out: a platform that refuses is left alone. What goes out on time
+/// does not count, however much of it there is. One statement, so that of two instances only one finds it.
 pub(in crate::planes::publishing) async fn lock_oldest_overdue(
     tx: &mut Tx,
     platform: &str,
     overdue_before: Timestamp,
     quiet_since: Timestamp,
 ) -> Result<Option<PublishLog>> {
+    let now = tx.now().await?;
+    // A late one was handed over more than `$5` seconds after its time.
     tx.query(sql!(
         "SELECT * FROM publish_logs WHERE id = (
              SELECT id FROM publish_logs
              WHERE status IN ('scheduled', 'retry') AND platform = $1 AND scheduled_at < $2
              ORDER BY scheduled_at, id LIMIT 1)
            AND status IN ('scheduled', 'retry')
-           AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND attempted_at > $3)
-           AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND status IN ('pending', 'publishing'))"
+           AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND attempted_at > $3 AND attempted_at <= $4
+                           AND (status <> 'published' OR "
+        { sqlite: "(julianday(pending_at) - julianday(scheduled_at)) * 86400.0",
+          postgres: "CAST(extract(epoch FROM pending_at - scheduled_at) AS DOUBLE PRECISION)" } " > $5))
+           AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND status IN ('pending', 'publishing') AND "
+        { sqlite: "(julianday(pending_at) - julianday(scheduled_at)) * 86400.0",
+          postgres: "CAST(extract(epoch FROM pending_at - scheduled_at) AS DOUBLE PRECISION)" } " > $5)"
         { sqlite: "", postgres: " FOR UPDATE" }
     ))
     .bind(platform.to_owned())
     .bind(overdue_before)
     .bind(quiet_since)
+    .bind(now)
+    .bind(now.since(overdue_before).as_secs_f64())
     .optional()
     .await
 }

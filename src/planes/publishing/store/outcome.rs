@@ -103,3 +103,14 @@ pub(in crate::planes::publishing) async fn unknown_after(db: &Db, after: i64, li
         .all()
         .await
 }
+
+/// Counts the age of an unknown publication from now on.
+pub(in crate::planes::publishing) async fn begin_wait(tx: &mut Tx, id: i64) -> Result<()> {
+    let now = tx.now().await?;
+    tx.query("UPDATE publish_logs SET attempted_at = $1, updated_at = $1 WHERE id = $2 AND status = 'unknown'")
+        .bind(now)
+        .bind(id)
+        .execute()
+        .await?;
+    Ok(())
+}

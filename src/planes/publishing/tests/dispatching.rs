@@ -118,8 +118,33 @@ async fn what_is_due_on_time_does_not_wait_for_the_overdue() {
         }
         let clip = world.clip(50.0).await;
         let on_time = world.log(clip, "tiktok", ", scheduled_at", "'scheduled', '2026-11-20T18:25:00.000Z'").await;
-        assert_eq!(world.tick().await.handed_over, 1);
+        assert_eq!(world.tick().await.handed_over, 2, "beside one late one");
         assert_eq!(world.status(on_time).await, Status::Pending);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_overdue_do_not_wait_for_a_platform_that_is_always_busy() {
+    in_each_world(settings(), async |world| {
+        let mut late = Vec::new();
+        for hour in 10..13 {
+            let clip = world.clip(50.0).await;
+            let values = format!("'scheduled', '2026-11-20T{hour}:00:00.000Z'");
+            late.push(world.log(clip, "tiktok", ", scheduled_at", &values).await);
+        }
+        for minute in 30..60 {
+            let clip = world.clip(50.0).await;
+            let values = format!("'scheduled', '2026-11-20T18:{minute}:00.000Z'");
+            world.log(clip, "tiktok", ", scheduled_at", &values).await;
+        }
+        for _ in 30..60 {
+            world.work().await;
+            world.advance_minutes(1);
+        }
+        assert_eq!(world.status(late[0]).await, Status::Published);
+        assert_eq!(world.status(late[1]).await, Status::Published, "a spacing of 15 minutes later");
+        assert_eq!(world.status(late[2]).await, Status::Scheduled, "and no sooner");
     })
     .await;
 }

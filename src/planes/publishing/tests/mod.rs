@@ -175,7 +175,9 @@ impl World {
         match outcome {
             Outcome::Finished => {}
             Outcome::Done(result) => assert!(queue::complete(&mut tx, job, &result).await.expect("complete")),
-            Outcome::Failed(error) => assert!(queue::fail(&mut tx, job, &error, None).await.expect("fail")),
+            Outcome::Failed(error) => {
+                assert!(queue::fail(&mut tx, job, &error, queue::Again::Never).await.expect("fail").is_some())
+            }
         }
         tx.commit().await.expect("commit");
     }
@@ -220,8 +222,7 @@ pub(super) async fn claim(db: &Db) -> Option<Job> {
     let job: Option<Job> = tx
         .query(
             "UPDATE jobs SET status = 'processing', attempt = attempt + 1, lease = lease + 1, lease_expires_at = $1
-             WHERE id = (SELECT id FROM jobs WHERE status = 'pending' ORDER BY priority DESC, id LIMIT 1)
-             RETURNING id, kind, queue, input, attempt, max_attempts, lease, created_at",
+             WHERE id = (SELECT id FROM jobs WHERE status = 'pending' ORDER BY priority DESC, id LIMIT 1) RETURNING *",
         )
         .bind(now.after(Duration::from_secs(60)))
         .optional()

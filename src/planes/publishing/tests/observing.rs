@@ -31,6 +31,9 @@ async fn publications_are_counted_and_listed() {
         world.log(clips[0], "youtube", ", scheduled_at", "'scheduled', '2026-11-20T18:29:00.000Z'").await;
         world.log(clips[1], "youtube", ", scheduled_at", "'retry', '2026-11-20T18:31:00.000Z'").await;
         world.log(clips[2], "youtube", "", "'published'").await;
+        // Written before the clock was set back.
+        let ahead = "'failed', '2026-11-20T19:00:00.000Z', 3";
+        world.log(clips[0], "instagram", ", failed_at, retry_count", ahead).await;
         // Superseded by the next, and failed by a program that left failed_at out.
         world.log(clips[3], "youtube", ", updated_at", "'failed', '2026-11-20T18:10:00.000Z'").await;
         world.log(clips[3], "youtube", "", "'unknown'").await;
@@ -39,13 +42,32 @@ async fn publications_are_counted_and_listed() {
         let section = observe_publish_logs(&mut tx, now).await.expect("section");
         let counts = (section.pending, section.scheduled, section.retry, section.published, section.unknown);
         assert_eq!(counts, (2, 1, 1, 1, 1));
-        assert_eq!((section.failed, section.overdue, section.oldest_pending_minutes), (3, 1, 61));
+        assert_eq!((section.failed, section.overdue, section.oldest_pending_minutes), (4, 1, 61));
         assert_eq!((section.stuck_count, section.stuck.len(), section.stuck[0].id), (1, 1, old));
         assert_eq!(section.stuck[0].minutes, 61);
         assert_eq!(section.recent_failures_1h, 2);
         let retryable: Vec<i64> = section.retryable.iter().map(|log| log.id).collect();
         assert_eq!(retryable, [failed]);
         assert_eq!(section.retryable[0].last_error.as_deref(), Some("no"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_superseded_hides_nothing_that_can_be_retried() {
+    in_each_world(settings(), async |world| {
+        let clip = world.clip(50.0).await;
+        let failed = world.log(clip, "tiktok", ", failed_at", "'failed', '2026-11-20T18:00:00.000Z'").await;
+        for _ in 0..12 {
+            let clip = world.clip(50.0).await;
+            world.log(clip, "tiktok", ", failed_at", "'failed', '2026-11-20T18:20:00.000Z'").await;
+            world.log(clip, "tiktok", "", "'published'").await;
+        }
+        let mut tx = world.db.begin_read().await.expect("begin");
+        let now = tx.now().await.expect("now");
+        let section = observe_publish_logs(&mut tx, now).await.expect("section");
+        let retryable: Vec<i64> = section.retryable.iter().map(|log| log.id).collect();
+        assert_eq!(retryable, [failed], "behind a list's length of newer ones that are out by now");
     })
     .await;
 }

@@ -141,12 +141,12 @@ async fn only_proof_that_nothing_was_accepted_is_a_refusal() {
         let Answer::Throttled { until, .. } = webhook.publish(&request()).await else { panic!("{status} {headers:?}") };
         assert_eq!(until, expected, "{status} {headers:?}");
     }
-    for status in [301, 303, 400, 401, 404, 410, 422] {
+    for status in [301, 307, 308, 400, 401, 404, 410, 422] {
         *receiver.answer.lock().expect("lock") =
             (status, vec![("location", format!("{base}/status/x"))], String::new());
         assert!(matches!(webhook.publish(&request()).await, Answer::Refused { .. }), "{status}");
     }
-    for status in [408, 409, 425, 500, 502, 503, 504] {
+    for status in [302, 303, 408, 409, 425, 500, 502, 503, 504] {
         *receiver.answer.lock().expect("lock") = (status, vec![], String::new());
         assert!(matches!(webhook.publish(&request()).await, Answer::NoAnswer { .. }), "{status}");
     }

@@ -1,0 +1,1 @@
+-- Text that is not UTF-8 is refused by PostgreSQL itself.

@@ -1,0 +1,236 @@
+//! What happens by itself: jobs find agents, times come, silent agents are given up, commands of other instances go out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Fleet;
+use super::change::Change;
+use super::placement::place;
+use super::store::{self, read};
+use crate::db::{Dialect, Result, Timestamp};
+
+/// Between looks for what is due: a stop becomes a kill within this of its time.
+const LOOK: Duration = Duration::from_millis(250);
+/// Between looks where nothing wakes: hints may be lost.
+const POLL: Duration = Duration::from_secs(1);
+/// Rows of one transaction.
+const BATCH: usize = 500;
+/// Between two signs of life of an instance, and two looks for instances that died.
+const INSTANCES: Duration = Duration::from_secs(2);
+/// How old `last_seen_at` may grow in the table while heartbeats come.
+const SEEN: Duration = Duration::from_secs(15);
+/// Instances that were silent for so long are forgotten, and commands that nobody took.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// Keeps the mirror up to date.
+pub async fn follow(fleet: Arc<Fleet>) {
+    let mut hint = fleet.db.listen(crate::db::Topic::Fleet);
+    loop {
+        if let Err(cause) = fleet.mirror.catch_up(&fleet.db).await {
+            tracing::debug!(%cause, "changes of the fleet cannot be read; they are read once they can");
+            tokio::time::sleep(POLL).await;
+        }
+        tokio::select! {
+            () = fleet.stop.cancelled() => return,
+            () = hint.woken() => {}
+            () = fleet.clock.sleep(POLL) => {}
+        }
+    }
+}
+
+/// Gives jobs that wait to agents that are free, whenever something changed.
+pub async fn place_jobs(fleet: Arc<Fleet>) {
+    let mut changes = fleet.mirror.watch();
+    loop {
+        match fleet.place_once().await {
+            Ok(true) if fleet.stop.is_cancelled() => return,
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(_) if fleet.stop.is_cancelled() => return,
+            Err(cause) => {
+                tracing::debug!(%cause, "jobs cannot be placed; it is tried again");
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
+        }
+        tokio::select! {
+            () = fleet.stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Does what is due.
+pub async fn keep(fleet: Arc<Fleet>) {
+    let mut looked_for_instances: Option<Duration> = None;
+    loop {
+        let at = fleet.clock.elapsed();
+        let instances = looked_for_instances.is_none_or(|last| at.saturating_sub(last) >= INSTANCES);
+        if instances {
+            looked_for_instances = Some(at);
+        }
+        if let Err(cause) = fleet.keep_once(instances).await {
+            tracing::debug!(%cause, "what is due in the fleet cannot be done; it is tried again");
+        }
+        tokio::select! {
+            () = fleet.stop.cancelled() => return,
+            () = fleet.clock.sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Pings and gives up agents that are silent.
+pub async fn sweep(fleet: Arc<Fleet>) {
+    let config = fleet.rules.config.clone();
+    let interval = Duration::from_millis(config.heartbeat_interval_ms);
+    let timeout = Duration::from_millis(config.heartbeat_timeout_ms);
+    loop {
+        fleet.hub.sweep(fleet.clock.elapsed(), interval, timeout);
+        tokio::select! {
+            () = fleet.stop.cancelled() => return,
+            () = fleet.clock.sleep(interval / 4) => {}
+        }
+    }
+}
+
+/// Sends what other instances, and the loop, left for agents of this one.
+pub async fn carry(fleet: Arc<Fleet>) {
+    let mut hint = fleet.db.listen(crate::db::Topic::Fleet);
+    loop {
+        if let Err(cause) = fleet.carry_once().await {
+            tracing::debug!(%cause, "commands for agents cannot be read; they go out once they can");
+            tokio::time::sleep(POLL).await;
+        }
+        tokio::select! {
+            () = fleet.stop.cancelled() => return,
+            () = hint.woken() => {}
+            () = fleet.clock.sleep(POLL) => {}
+        }
+    }
+}
+
+impl Fleet {
+    /// Offers jobs; whether there may be more to do at once.
+    async fn place_once(&self) -> Result<bool> {
+        let strategy = self.rules.config.placement;
+        let plan = |now: Timestamp| self.mirror.for_placement(now, |wishes, seats| place(wishes, &seats, strategy));
+        // A look without the lock: most of the time there is nothing to do.
+        let Some(first) = plan(Timestamp::new(self.clock.now())) else { return Ok(false) };
+        let news = |(job, reason): &(i64, String)| self.mirror.reason(*job).as_deref() != Some(reason);
+        if first.offers.is_empty() && !first.waits.iter().any(news) {
+            return Ok(false);
+        }
+        let held = self.mirror.hold().await;
+        let mut tx = self.db.begin().await?;
+        let mut change = Change::begin(&mut tx, &self.rules).await?;
+        self.mirror.catch_up_in(&held, &mut tx).await?;
+        drop(held);
+        let Some(plan) = plan(change.now) else { return Ok(false) };
+        let offers = &plan.offers[..plan.offers.len().min(BATCH)];
+        let waits: Vec<&(i64, String)> = plan.waits.iter().filter(|wait| news(wait)).take(BATCH).collect();
+        let agents: Vec<&str> = offers.iter().map(|(_, agent)| agent.as_str()).collect();
+        let jobs: Vec<i64> = offers.iter().map(|(job, _)| *job).chain(waits.iter().map(|(job, _)| *job)).collect();
+        change.load(&mut tx, &agents, &jobs).await?;
+        for (job, agent) in offers {
+            change.offer(*job, agent);
+        }
+        for (job, reason) in waits {
+            change.wait(*job, reason);
+        }
+        if change.is_empty() {
+            return Ok(false);
+        }
+        let commands = change.save(&mut tx, Some(&self.instance)).await?;
+        tx.commit().await?;
+        self.told(commands).await;
+        self.mirror.catch_up(&self.db).await?;
+        Ok(true)
+    }
+
+    /// Does what is due now.
+    async fn keep_once(&self, instances: bool) -> Result<()> {
+        let now = self.db.now().await?;
+        let jobs = read::due_jobs(&self.db, now, BATCH as i64).await?;
+        let agents = read::due_agents(&self.db, now, BATCH as i64).await?;
+        if !jobs.is_empty() || !agents.is_empty() {
+            let mut tx = self.db.begin().await?;
+            let mut change = Change::begin(&mut tx, &self.rules).await?;
+            let ids: Vec<&str> = agents.iter().map(String::as_str).collect();
+            change.load(&mut tx, &ids, &jobs).await?;
+            jobs.iter().for_each(|job| change.due(*job));
+            ids.iter().for_each(|agent| change.agent_due(agent));
+            let commands = change.save(&mut tx, Some(&self.instance)).await?;
+            tx.commit().await?;
+            self.told(commands).await;
+        }
+        self.note_seen(now).await?;
+        if instances {
+            self.look_for_instances(now).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes signs of life down, seldom and many at once.
+    async fn note_seen(&self, now: Timestamp) -> Result<()> {
+        let seen = self.hub.to_note(self.clock.elapsed(), SEEN, 2 * BATCH);
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let seen: Vec<(String, i64, Timestamp)> =
+            seen.into_iter().map(|(agent, connection, ago)| (agent, connection, now.before(ago))).collect();
+        let mut tx = self.db.begin().await?;
+        store::lock(&mut tx).await?; // else two such statements could wait for each other
+        store::note_seen(&mut tx, &seen).await?;
+        tx.commit().await
+    }
+
+    /// Says that this instance lives, and gives up the agents of those that do not.
+    async fn look_for_instances(&self, now: Timestamp) -> Result<()> {
+        let several = self.db.dialect() == Dialect::Postgres;
+        if several && self.hub.len() > 0 {
+            let mut tx = self.db.begin().await?;
+            store::instance_lives(&mut tx, &self.instance).await?;
+            tx.commit().await?;
+        }
+        // On SQLite one process serves: whoever is connected to another one, was.
+        let timeout = Duration::from_millis(self.rules.config.heartbeat_timeout_ms).max(3 * INSTANCES);
+        self.give_up_orphans(several.then(|| now.before(timeout))).await
+    }
+
+    /// Agents whose instance died are offline; all that were lost with it share one grace.
+    async fn give_up_orphans(&self, since: Option<Timestamp>) -> Result<()> {
+        let orphans = read::orphans(&self.db, &self.instance, since, i64::MAX).await?;
+        for batch in orphans.chunks(BATCH) {
+            let mut tx = self.db.begin().await?;
+            let mut change = Change::begin(&mut tx, &self.rules).await?;
+            let ids: Vec<&str> = batch.iter().map(|(agent, _)| agent.as_str()).collect();
+            change.load(&mut tx, &ids, &[]).await?;
+            let grace = change.grace(orphans.len());
+            for (agent, connection) in batch {
+                change.lost(agent, *connection, None, grace);
+            }
+            let commands = change.save(&mut tx, Some(&self.instance)).await?;
+            tx.commit().await?;
+            self.told(commands).await;
+        }
+        if !orphans.is_empty() {
+            tracing::warn!(agents = orphans.len(), "agents of an instance that is gone are offline");
+            let mut tx = self.db.begin().await?;
+            let now = tx.now().await?;
+            store::forget_instances(&mut tx, now.before(FORGOTTEN)).await?;
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+
+    async fn carry_once(&self) -> Result<()> {
+        if self.hub.len() == 0 || !read::has_commands(&self.db, &self.instance).await? {
+            return Ok(());
+        }
+        let mut tx = self.db.begin().await?;
+        let commands = store::take_commands(&mut tx, &self.instance).await?;
+        tx.commit().await?;
+        self.hub.deliver(commands);
+        Ok(())
+    }
+}

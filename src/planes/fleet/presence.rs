@@ -1,0 +1,267 @@
+//! What happens to an agent: it comes, goes, says what it runs, is drained, and rests.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::change::{Change, id_of};
+use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed};
+use super::protocol::{ActiveJob, Drain, Hello, ToAgent, close};
+use super::record::{Agent, Wanted};
+use super::store::Order;
+use crate::db::{Json, Timestamp};
+
+/// Slots of one agent: beyond it a mistake.
+const MOST_SLOTS: i64 = 1_000;
+/// How long lost connections count against an agent.
+const FLAPPING: Duration = Duration::from_secs(10 * 60);
+/// Characters of a name or version.
+const LONGEST_NAME: usize = 200;
+/// More time for each agent that is lost at once: a crowd comes back more slowly than one.
+const GRACE_PER_AGENT: Duration = Duration::from_millis(2);
+
+fn text(text: Option<&str>) -> Option<String> {
+    let clean = |text: &str| text.chars().filter(|c| *c != '\0').take(LONGEST_NAME).collect::<String>();
+    text.map(clean).filter(|text| !text.is_empty())
+}
+
+/// `slots` is a whole number; one is the default.
+fn slots(capabilities: &Map<String, Value>) -> i64 {
+    capabilities.get("slots").and_then(Value::as_i64).unwrap_or(1).clamp(0, MOST_SLOTS)
+}
+
+impl Change {
+    /// How long `lost` agents that went at once have to come back with their jobs.
+    pub fn grace(&self, lost: usize) -> Duration {
+        let crowd = u32::try_from(lost.saturating_sub(1)).unwrap_or(u32::MAX);
+        Duration::from_millis(self.rules.config.reconnect_grace_ms) + GRACE_PER_AGENT.saturating_mul(crowd)
+    }
+
+    /// An agent said hello on a connection of `instance`; the number of its connection. `known` is that number where it
+    /// says hello again on the same one.
+    pub fn hello(&mut self, hello: &Hello, instance: &str, token_id: Option<i64>, known: Option<i64>) -> i64 {
+        let now = self.now;
+        let id = hello.agent_id.as_str();
+        let before = self.agent(id).cloned();
+        let again = before
+            .as_ref()
+            .is_some_and(|agent| Some(agent.connection) == known && agent.instance.as_deref() == Some(instance));
+        let mut agent = before.clone().unwrap_or_else(|| Agent {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            software_version: None,
+            state: AgentState::Offline,
+            capabilities: Json(Map::new()),
+            slots: 1,
+            drain: false,
+            drained_by: None,
+            drain_deadline_at: None,
+            instance: None,
+            connection: 0,
+            token_id: None,
+            current_job_id: None,
+            busy: 0,
+            failed_starts: 0,
+            faulted_until: None,
+            drops: 0,
+            drops_since: None,
+            last_seen_at: now,
+            connected_at: None,
+            created_at: now,
+            updated_at: now,
+            version: 0,
+            revision: 0,
+        });
+        if let Some(name) = text(hello.name.as_deref()) {
+            agent.name = name;
+        }
+        agent.software_version = text(hello.version.as_deref()).or(agent.software_version);
+        agent.slots = slots(&hello.capabilities);
+        agent.capabilities = Json(hello.capabilities.clone());
+        agent.last_seen_at = now;
+        agent.token_id = token_id;
+        // What a person decided, the agent does not undo; what it decided itself, it may.
+        let by_itself = agent.drained_by.as_deref() == Some("agent");
+        if hello.drain && !agent.drain {
+            (agent.drain, agent.drained_by, agent.drain_deadline_at) = (true, Some("agent".to_owned()), None);
+        } else if !hello.drain && agent.drain && by_itself {
+            (agent.drain, agent.drained_by, agent.drain_deadline_at) = (false, None, None);
+        }
+        let drained = agent.drain;
+        let jobs = hello.jobs();
+        if again {
+            let connection = agent.connection;
+            self.put_agent(agent);
+            let load = self.load_of(id);
+            self.step_agent(id, if drained { AgentEvent::Drained } else { AgentEvent::Undrained(load) });
+            self.reconcile(id, &jobs, true);
+            return connection;
+        }
+        if let Some(old) = before.filter(|agent| agent.state != AgentState::Offline)
+            && let Some(old_instance) = old.instance
+        {
+            let reason = "another connection said hello as this agent".to_owned();
+            let order = Order::Close { code: close::REPLACED, reason };
+            self.order_to(old_instance, old.id, old.connection, order);
+        }
+        agent.connection += 1;
+        agent.instance = Some(instance.to_owned());
+        agent.connected_at = Some(now);
+        (agent.failed_starts, agent.faulted_until) = (0, None); // it may have been mended
+        let connection = agent.connection;
+        self.put_agent(agent);
+        let load = self.load_of(id);
+        self.step_agent(id, AgentEvent::Connected(load));
+        if drained {
+            self.step_agent(id, AgentEvent::Drained);
+            self.tell(id, &ToAgent::Drain(Drain { drain: true, deadline_ms: None }), None, None);
+        }
+        self.reconcile(id, &jobs, true);
+        connection
+    }
+
+    /// Brings what the agent runs and what it is to run in line. `anew`: it has just said hello, and what it was told
+    /// before may be lost.
+    fn reconcile(&mut self, agent: &str, active: &[&ActiveJob], anew: bool) {
+        let named: BTreeMap<i64, &ActiveJob> =
+            active.iter().filter_map(|job| id_of(&job.job_id).map(|id| (id, *job))).collect();
+        let held = self.held(agent);
+        for job in active {
+            let own = id_of(&job.job_id).filter(|id| held.contains(id)).and_then(|id| self.job(id));
+            if own.is_none_or(|own| job.lease.is_some_and(|lease| lease != own.lease)) {
+                self.fence_off(agent, &job.job_id, job.lease);
+            }
+        }
+        let quiet = Duration::from_millis(self.rules.config.heartbeat_timeout_ms);
+        for id in held {
+            let Some(row) = self.job(id).cloned() else { continue };
+            let is_named = named.get(&id).filter(|job| job.lease.is_none_or(|lease| lease == row.lease)).copied();
+            match (row.status, is_named) {
+                (JobStatus::Unknown, Some(job)) => {
+                    self.comes_back(id, row.wanted, row.started_at.is_some(), job.status)
+                }
+                (JobStatus::Assigned, Some(_)) => _ = self.step(id, JobEvent::Accepted),
+                (JobStatus::Stopping, Some(_)) if anew => self.send_stop(id),
+                (_, Some(_)) => {}
+                (JobStatus::Assigned, None) if anew => {
+                    let due = self.after(self.rules.config.heartbeat_timeout_ms);
+                    if let Some(row) = self.job_mut(id) {
+                        row.due_at = Some(due);
+                    }
+                    self.send_offer(id);
+                }
+                (JobStatus::Assigned, None) => {}
+                // How it ended may still come: within one heartbeat.
+                (status, None) if anew || self.now.since(row.updated_at) > quiet => {
+                    if status == JobStatus::Unknown && !anew {
+                        continue; // it is waited for already
+                    }
+                    self.step(id, JobEvent::Lost);
+                    let due = self.after(self.rules.config.heartbeat_interval_ms);
+                    if let Some(row) = self.job_mut(id) {
+                        row.due_at = Some(due);
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+    }
+
+    fn comes_back(&mut self, job: i64, wanted: Wanted, ran: bool, told: Option<JobStatus>) {
+        let how = match told {
+            _ if wanted != Wanted::Run => Resumed::Stopping,
+            Some(JobStatus::Accepted) => Resumed::Accepted,
+            Some(JobStatus::Starting) => Resumed::Starting,
+            Some(JobStatus::Stopping) => Resumed::Stopping,
+            Some(JobStatus::Running) => Resumed::Running,
+            _ if ran => Resumed::Running,
+            _ => Resumed::Accepted,
+        };
+        self.step(job, JobEvent::Resumed(how));
+        self.progresses_from_now(job);
+        let now = self.now;
+        if let Some(row) = self.job_mut(job)
+            && how == Resumed::Running
+        {
+            row.started_at.get_or_insert(now);
+        }
+        if wanted != Wanted::Run {
+            self.send_stop(job);
+        }
+    }
+
+    /// What the agent runs, as a heartbeat tells it.
+    pub fn heartbeat(&mut self, agent: &str, active: &[ActiveJob]) {
+        let active: Vec<&ActiveJob> = active.iter().collect();
+        self.reconcile(agent, &active, false);
+    }
+
+    /// The agent's connection ended. An older one's end says nothing.
+    pub fn lost(&mut self, agent: &str, connection: i64, last_seen: Option<Timestamp>, grace: Duration) {
+        if self.agent(agent).is_none_or(|row| row.connection != connection) {
+            return;
+        }
+        if !self.step_agent(agent, AgentEvent::Lost) {
+            return;
+        }
+        let now = self.now;
+        if let Some(row) = self.agent_mut(agent) {
+            (row.instance, row.connected_at, row.faulted_until) = (None, None, None);
+            row.last_seen_at = last_seen.unwrap_or(row.last_seen_at).max(row.last_seen_at);
+            if row.drops_since.is_none_or(|since| now.since(since) > FLAPPING) {
+                (row.drops, row.drops_since) = (0, Some(now));
+            }
+            row.drops += 1;
+        }
+        for job in self.held(agent) {
+            let due = now.after(grace);
+            self.step(job, JobEvent::Lost);
+            if let Some(row) = self.job_mut(job) {
+                row.due_at = Some(due);
+            }
+        }
+    }
+
+    /// Gives the agent nothing new, or lets it work again. What still runs at `deadline` is begun elsewhere.
+    pub fn drain(&mut self, agent: &str, drain: bool, by: &str, deadline: Option<Duration>) -> bool {
+        let now = self.now;
+        let load = self.load_of(agent);
+        let Some(row) = self.agent_mut(agent) else { return false };
+        row.drain = drain;
+        row.drained_by = drain.then(|| by.to_owned());
+        row.drain_deadline_at = deadline.filter(|_| drain).map(|deadline| now.after(deadline));
+        self.step_agent(agent, if drain { AgentEvent::Drained } else { AgentEvent::Undrained(load) });
+        let deadline_ms = deadline.filter(|_| drain).map(|deadline| deadline.as_millis() as u64);
+        self.tell(agent, &ToAgent::Drain(Drain { drain, deadline_ms }), None, None);
+        true
+    }
+
+    /// What is due about an agent: the end of its drain, and of its rest.
+    pub fn agent_due(&mut self, agent: &str) {
+        let now = self.now;
+        let is_due = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        let Some(row) = self.agent(agent).cloned() else { return };
+        if is_due(row.drain_deadline_at) {
+            for job in self.held(agent) {
+                // What is offered, or out of reach, has a due time of its own.
+                let _ = self.move_away(job);
+            }
+            if let Some(row) = self.agent_mut(agent) {
+                row.drain_deadline_at = None;
+            }
+        }
+        if is_due(row.faulted_until) {
+            let load = self.load_of(agent);
+            self.step_agent(agent, AgentEvent::Recovered(load));
+            if let Some(row) = self.agent_mut(agent) {
+                (row.faulted_until, row.failed_starts) = (None, 0);
+            }
+        }
+    }
+
+    /// Cuts the agent's connection off.
+    pub fn cut_off(&mut self, agent: &str, code: u16, reason: &str) {
+        self.order(agent, Order::Close { code, reason: reason.to_owned() });
+    }
+}

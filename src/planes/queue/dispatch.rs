@@ -1,0 +1,313 @@
+//! Sending tasks to the services that have an endpoint.
+//!
+//! A task is claimed and the claim committed before the endpoint is called; the call only asks the worker to accept it.
+//! What the worker does afterwards comes in by its own messages, under the lease that it was given. A worker that
+//! refuses fails the try; one that has no room now (429, 503) or is not there costs the run none, and is left alone for a
+//! while; one whose answer is lost may have begun, so its lease decides.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+
+use super::plane::TaskQueue;
+use super::{
+    Again, Claim, Hold, Job, Outcomes, WorkerSeen, claim, fail, give_back, held_by, look, note_outcomes, services,
+    task, tasks, worker_seen,
+};
+use crate::backoff;
+use crate::db::{Db, Result, Topic};
+use crate::problem::Problem;
+use crate::storage::{Grant, SecretKey};
+
+/// A task run as its worker is given it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Assignment {
+    pub run_id: i64,
+    pub task_id: String,
+    /// Every message about the run carries it.
+    pub lease: i64,
+    /// The bearer token of every message about the run under this lease.
+    pub token: String,
+    /// From 1.
+    pub attempt: i64,
+    pub max_attempts: i64,
+    /// Where it is large: `{"$storage": {backend, key, size, sha256}}`.
+    #[schema(value_type = Value)]
+    pub input: Value,
+    #[schema(value_type = Option<Value>)]
+    pub context: Option<Value>,
+    pub code_version: Option<i64>,
+    pub timeout_ms: Option<i64>,
+    /// The lease lapses after twice this without a sign of life.
+    pub heartbeat_interval_ms: i64,
+    /// The storage back ends with their credentials: a JWE (`dir`, `A256GCM`) for the shared key.
+    pub storage: String,
+}
+
+impl TaskQueue {
+    /// What a worker is told of a run that it was given.
+    pub(super) async fn assign(&self, key: &SecretKey, job: Job) -> std::result::Result<Assignment, Problem> {
+        let task = task(&self.db, &job.kind).await?;
+        let half_a_lease = i64::try_from(self.lease.as_millis() / 2).unwrap_or(i64::MAX);
+        let grant = Grant {
+            run: format!("task-run:{}", job.id),
+            lease: job.lease,
+            backends: self.stores.ids().map(str::to_owned).collect(),
+            life: job.timeout_ms.map_or(super::store::finish::LONGEST_LEASE, super::store::claim::millis),
+        };
+        let storage = key.seal(&grant, &self.stores, self.db.now().await?)?;
+        Ok(Assignment {
+            run_id: job.id,
+            task_id: job.kind,
+            lease: job.lease,
+            token: key.run_token(job.id, job.lease),
+            attempt: job.attempt,
+            max_attempts: job.max_attempts,
+            input: job.input.0,
+            context: job.context.map(|context| context.0),
+            code_version: job.code_version,
+            timeout_ms: job.timeout_ms,
+            heartbeat_interval_ms: task.and_then(|task| task.heartbeat_interval_ms).unwrap_or(half_a_lease),
+            storage,
+        })
+    }
+}
+
+/// Looks, and takes what there is.
+pub(super) async fn take(db: &Db, wanted: &Claim<'_>) -> Result<Vec<Job>> {
+    let outlook = look(db, wanted).await?;
+    if !outlook.has_work() {
+        return Ok(Vec::new());
+    }
+    let mut tx = db.begin().await?;
+    let jobs = claim(&mut tx, &outlook, wanted).await?;
+    tx.commit().await?;
+    Ok(jobs)
+}
+
+/// A service's tasks on one queue.
+#[derive(Debug, Clone)]
+struct Lane {
+    service: String,
+    endpoint: String,
+    queue: String,
+    kinds: Vec<String>,
+}
+
+impl Lane {
+    /// The name under which it holds leases.
+    fn worker(&self) -> String {
+        format!("{}@{}", self.service, self.queue)
+    }
+}
+
+/// What a worker made of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// It accepted the run, or may have.
+    Taken,
+    /// It has no room now.
+    Busy,
+    /// Nobody is there.
+    Away,
+    Refused,
+}
+
+/// How long a service that is not there is left alone, doubled each time.
+const REST_BASE: Duration = Duration::from_millis(500);
+const REST_CAP: Duration = Duration::from_secs(15);
+
+/// Sends tasks to the services that have an endpoint.
+pub struct Dispatcher {
+    queue: Arc<TaskQueue>,
+    /// Those that were not there: how often in a row, and until when they are left alone.
+    away: Mutex<HashMap<String, (u32, Duration)>>,
+}
+
+impl Dispatcher {
+    pub fn new(queue: Arc<TaskQueue>) -> Self {
+        Self { queue, away: Mutex::default() }
+    }
+
+    /// Whether an endpoint is left alone for now.
+    fn rests(&self, endpoint: &str) -> bool {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        away.get(endpoint).is_some_and(|(_, until)| self.queue.clock.elapsed() < *until)
+    }
+
+    /// Notes whether an endpoint was there.
+    fn note(&self, lane: &Lane, is_there: bool) {
+        let endpoint = lane.endpoint.as_str();
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_there {
+            away.remove(endpoint);
+            return;
+        }
+        let times = away.get(endpoint).map_or(1, |(times, _)| times.saturating_add(1));
+        let rest = backoff::exponential(REST_BASE, REST_CAP, times, &self.queue.random);
+        away.insert(endpoint.to_owned(), (times, self.queue.clock.elapsed() + rest));
+        if times == 1 {
+            tracing::warn!(service = lane.service, "the service's endpoint cannot be reached; its tasks wait");
+        }
+    }
+
+    /// Sends until `stop`. A service that is slow to accept holds up none but itself.
+    pub async fn run(self, stop: CancellationToken) {
+        let this = Arc::new(self);
+        let queue = this.queue.clone();
+        let (mut busy, mut sending, mut missed) = (HashSet::new(), JoinSet::new(), false);
+        while !stop.is_cancelled() && queue.key.is_some() {
+            let mut hint = queue.db.listen(Topic::Jobs); // armed before the look
+            match this.lanes().await {
+                Ok(lanes) => {
+                    for lane in lanes {
+                        if !busy.insert(lane.worker()) {
+                            missed = true;
+                            continue;
+                        }
+                        let this = this.clone();
+                        sending.spawn(async move {
+                            if let Err(cause) = this.serve(&lane).await {
+                                tracing::warn!(%cause, service = lane.service, "tasks could not be sent");
+                            }
+                            lane.worker()
+                        });
+                    }
+                }
+                Err(cause) => tracing::warn!(%cause, "services could not be read"),
+            }
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    Some(ended) = sending.join_next() => {
+                        match ended {
+                            Ok(worker) => _ = busy.remove(&worker),
+                            Err(_) => busy.clear(), // a panic: nobody knows whose it was, and the claims fence doubles
+                        }
+                        if std::mem::take(&mut missed) {
+                            break;
+                        }
+                    }
+                    () = hint.woken() => break,
+                    () = queue.clock.sleep(queue.poll_interval) => break,
+                }
+            }
+        }
+        while sending.join_next().await.is_some() {}
+    }
+
+    /// Sends what there is to send now; how many were accepted.
+    pub async fn send_pending(&self) -> Result<usize> {
+        if self.queue.key.is_none() {
+            return Ok(0);
+        }
+        let lanes = self.lanes().await?;
+        let sent = join_all(lanes.iter().map(|lane| self.serve(lane))).await;
+        sent.into_iter().sum()
+    }
+
+    async fn lanes(&self) -> Result<Vec<Lane>> {
+        let mut lanes = Vec::new();
+        for service in services(&self.queue.db).await? {
+            let Some(endpoint) = service.endpoint.filter(|endpoint| !self.rests(endpoint)) else { continue };
+            let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for task in tasks(&self.queue.db, Some(&service.id)).await? {
+                kinds.entry(task.queue).or_default().push(task.id);
+            }
+            lanes.extend(kinds.into_iter().map(|(queue, kinds)| Lane {
+                service: service.id.clone(),
+                endpoint: endpoint.clone(),
+                queue,
+                kinds,
+            }));
+        }
+        Ok(lanes)
+    }
+
+    /// Claims for one service and calls it, until nothing is left or it has as much as it may.
+    async fn serve(&self, lane: &Lane) -> Result<usize> {
+        let worker = lane.worker();
+        let kinds: Vec<&str> = lane.kinds.iter().map(String::as_str).collect();
+        let mut accepted = 0;
+        loop {
+            let held = usize::try_from(held_by(&self.queue.db, &worker).await?).unwrap_or(usize::MAX);
+            let limit = self.queue.max_concurrency.saturating_sub(held);
+            let (lease, longest_wait) = (self.queue.lease, self.queue.longest_wait);
+            let wanted = Claim { queue: &lane.queue, kinds: &kinds, worker: &worker, lease, longest_wait, limit };
+            let jobs = take(&self.queue.db, &wanted).await?;
+            if jobs.is_empty() {
+                return Ok(accepted);
+            }
+            let calls = join_all(jobs.into_iter().map(|job| self.call(lane, job))).await;
+            let answers = calls.into_iter().collect::<Result<Vec<Answer>>>()?;
+            let taken = answers.iter().filter(|answer| **answer == Answer::Taken).count();
+            if taken > 0 {
+                let mut tx = self.queue.db.begin().await?;
+                let seen = WorkerSeen {
+                    id: &worker,
+                    service: Some(&lane.service),
+                    mode: "push",
+                    endpoint: Some(&lane.endpoint),
+                    queue: &lane.queue,
+                    kinds: &kinds,
+                    capacity: i64::try_from(self.queue.max_concurrency).unwrap_or(i64::MAX),
+                };
+                worker_seen(&mut tx, &seen).await?;
+                tx.commit().await?;
+            }
+            accepted += taken;
+            let is_away = answers.contains(&Answer::Away);
+            self.note(lane, !is_away);
+            if is_away || answers.contains(&Answer::Busy) {
+                return Ok(accepted); // the next look comes soon enough
+            }
+        }
+    }
+
+    /// Hands one run over.
+    async fn call(&self, lane: &Lane, job: Job) -> Result<Answer> {
+        let hold = Hold::from(&job);
+        let Some(key) = &self.queue.key else { return Ok(Answer::Refused) };
+        let assignment = match self.queue.assign(key, job).await {
+            Ok(assignment) => assignment,
+            Err(problem) => return self.refused(lane, hold, &problem.detail).await,
+        };
+        // What the worker says beside its status is not read: nothing in it counts.
+        match self.queue.client.post(&lane.endpoint).json(&assignment).send().await {
+            Ok(response) if response.status().is_success() => Ok(Answer::Taken),
+            Ok(response) if matches!(response.status().as_u16(), 429 | 503) => {
+                self.given_back(hold, Answer::Busy).await
+            }
+            Ok(response) => self.refused(lane, hold, &format!("the worker refused it: {}", response.status())).await,
+            Err(error) if error.is_connect() => self.given_back(hold, Answer::Away).await,
+            Err(error) if error.is_builder() => self.refused(lane, hold, "the endpoint is no URL").await,
+            Err(_) => Ok(Answer::Taken), // it may have begun; its lease decides
+        }
+    }
+
+    /// The run has not begun, and waits for the next look.
+    async fn given_back(&self, hold: Hold, answer: Answer) -> Result<Answer> {
+        let mut tx = self.queue.db.begin().await?;
+        give_back(&mut tx, &[hold]).await?;
+        tx.commit().await?;
+        Ok(answer)
+    }
+
+    async fn refused(&self, lane: &Lane, hold: Hold, why: &str) -> Result<Answer> {
+        let mut tx = self.queue.db.begin().await?;
+        if fail(&mut tx, hold, why, Again::ByPolicy(&self.queue.random, self.queue.longest_wait)).await?.is_some() {
+            note_outcomes(&mut tx, &lane.worker(), Outcomes { failed: 1, ..Outcomes::default() }).await?;
+        }
+        tx.commit().await?;
+        self.queue.db.wake(Topic::JobsEnded).await;
+        Ok(Answer::Refused)
+    }
+}

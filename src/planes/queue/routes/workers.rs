@@ -1,0 +1,591 @@
+//! What workers say: `/api/register`, `/api/pull`, `/api/heartbeat`, `/api/progress`, `/api/callback`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{ATTEMPTS, Checks, LONGEST_NAME, PRIORITIES, YEAR_MS, task_runs};
+use crate::actor::Actor;
+use crate::backoff::Growth;
+use crate::db::{Timestamp, Topic};
+use crate::ledger::{self, Entry};
+use crate::planes::queue::dispatch::{Assignment, take};
+use crate::planes::queue::{
+    Again, Beat, Claim, Hold, JobRecord, Outcomes, Registration, Status, TaskQueue, TaskRegistration, TaskSettings,
+    WorkerSeen, acknowledge_cancel, complete, fail, get, heartbeat, holder_seen, note_outcomes, progress, register,
+    tasks, worker_seen,
+};
+use crate::problem::Problem;
+use crate::storage::{BadToken, Reference, SecretKey, is_reference};
+use crate::web::{Body, Path};
+
+/// Tasks of one service; each is a row that is written at every registration.
+const MOST_TASKS: usize = 1_000;
+/// Task runs that are handed out at once.
+const MOST_RUNS: usize = 100;
+
+/// A service and what it runs.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NewService {
+    /// The id unless given.
+    #[schema(min_length = 1, max_length = 200)]
+    pub name: Option<String>,
+    #[schema(min_length = 1, max_length = 200)]
+    pub version: Option<String>,
+    /// Where its task runs are POSTed, http or https; without one its workers pull.
+    #[schema(max_length = 2000)]
+    pub endpoint: Option<String>,
+    /// 1 to 1,000.
+    #[schema(min_items = 1, max_items = 1_000)]
+    pub tasks: Vec<NewServiceTask>,
+}
+
+/// A task, and how it is run. Times are in milliseconds.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NewServiceTask {
+    #[schema(min_length = 1, max_length = 200)]
+    pub id: String,
+    /// SHA-256 of its code: 64 hexadecimal digits. Another one than before is the next `codeVersion`.
+    pub code_hash: Option<String>,
+    #[schema(min_length = 1, max_length = 200)]
+    pub queue: Option<String>,
+    #[schema(minimum = -1000, maximum = 1000)]
+    pub priority: Option<i64>,
+    /// A run is lost after twice this without a sign of life.
+    #[schema(minimum = 10, maximum = 1_800_000)]
+    pub heartbeat_interval_ms: Option<i64>,
+    #[schema(minimum = 1, maximum = 31_536_000_000_i64)]
+    pub timeout_ms: Option<i64>,
+    /// 3 unless given.
+    #[schema(minimum = 1, maximum = 1000)]
+    pub max_attempts: Option<i64>,
+    /// `exponential` unless given.
+    #[schema(inline)]
+    pub retry_backoff: Option<Growth>,
+    /// A second unless given.
+    #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
+    pub retry_delay_ms: Option<i64>,
+    /// `MAX_RETRY_DELAY_MS` unless given.
+    #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
+    pub max_retry_delay_ms: Option<i64>,
+    /// Runs at once, in all.
+    #[schema(minimum = 0, maximum = 1_000_000)]
+    pub concurrency_limit: Option<i64>,
+    /// Runs at once with one concurrency key; one unless given.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub key_concurrency_limit: Option<i64>,
+    /// Starts in `ratePeriodMs`.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub rate_limit: Option<i64>,
+    /// Starts in `ratePeriodMs` with one concurrency key.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub key_rate_limit: Option<i64>,
+    /// A second unless given.
+    #[schema(minimum = 1, maximum = 86_400_000)]
+    pub rate_period_ms: Option<i64>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Registered {
+    pub service_id: String,
+    pub tasks: Vec<RegisteredTask>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegisteredTask {
+    pub id: String,
+    pub code_version: Option<i64>,
+    /// Whether the code is new, or another than before.
+    pub changed: bool,
+}
+
+/// A worker that asks for work.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Pull {
+    /// The worker's name, different from the others' of its service.
+    #[schema(min_length = 1, max_length = 80)]
+    pub worker: String,
+    /// Only these tasks of the service; all of them unless given.
+    pub tasks: Option<Vec<String>>,
+    /// Runs at most, 1 to 100; 1 unless given.
+    #[schema(minimum = 1, maximum = 100)]
+    pub limit: Option<i64>,
+    /// How long to wait for work; 0 unless given, and never as long as a request may take.
+    #[schema(minimum = 0, maximum = 600_000)]
+    pub wait_ms: Option<i64>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Pulled {
+    /// Empty where there is no work.
+    pub runs: Vec<Assignment>,
+}
+
+/// A sign of life.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Heartbeat {
+    pub run_id: i64,
+    pub lease: i64,
+}
+
+/// How far a run is; a sign of life as well.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Progress {
+    pub run_id: i64,
+    pub lease: i64,
+    /// 0 to 100.
+    #[schema(minimum = 0, maximum = 100)]
+    pub percent: f64,
+    #[schema(max_length = 1000)]
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BeatAnswer {
+    /// `ok`
+    pub status: &'static str,
+    /// Somebody gives the run up: stop, and call back with `cancelled`.
+    pub cancel_requested: bool,
+    pub lease_expires_at: Timestamp,
+}
+
+/// How a run ended.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Callback {
+    pub lease: i64,
+    #[schema(inline)]
+    pub status: End,
+    /// Any JSON. From 256 KiB it is kept in storage; what the worker put there itself under
+    /// `results/task-run-{runId}/` is named by `{"$storage": {backend, key, size, sha256}}`.
+    #[serde(default)]
+    #[schema(value_type = Option<Value>)]
+    pub result: Value,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// `false`: trying again is of no use.
+    pub retry: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackAnswer {
+    pub run_id: i64,
+    /// What the run is now.
+    #[schema(inline)]
+    pub status: Status,
+}
+
+fn refused(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Problem {
+    Problem::new(status, kind, detail)
+}
+
+fn key(queue: &TaskQueue) -> Result<&SecretKey, Problem> {
+    let none = "This service takes no remote workers: it has no PIPEWEAVE_SECRET_KEY. Set the same 64 hexadecimal \
+                digits here and for the workers; `openssl rand -hex 32` makes some.";
+    queue.key.as_ref().ok_or_else(|| refused(StatusCode::SERVICE_UNAVAILABLE, "workers-refused", none))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let only = values.next().filter(|_| values.next().is_none())?; // of two, nobody knows which one is meant
+    let (scheme, token) = only.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// The service whose worker signed the request's token, which is used up by this.
+async fn admitted(queue: &TaskQueue, headers: &HeaderMap) -> Result<String, Problem> {
+    let key = key(queue)?;
+    let wrong = |detail: String| refused(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+    let form = "Send `Authorization: Bearer <JWT>`, signed by HS256 with the shared key, with iss, iat, exp and jti.";
+    let token = bearer(headers).ok_or_else(|| wrong(form.to_owned()))?;
+    let mut tx = queue.db.begin().await?;
+    match key.admit(&mut tx, token).await {
+        Ok(registration) => {
+            tx.commit().await?;
+            Ok(registration.iss)
+        }
+        Err(BadToken::Store(error)) => Err(error.into()),
+        Err(bad) => Err(wrong(format!("The token {bad}."))),
+    }
+}
+
+/// Whether the request's token is the one that was given with this run and lease.
+fn given(queue: &TaskQueue, headers: &HeaderMap, hold: Hold) -> Result<(), Problem> {
+    let key = key(queue)?;
+    if bearer(headers).is_some_and(|token| key.is_run_token(token, hold.id, hold.lease)) {
+        return Ok(());
+    }
+    let detail = "The token is not the one that was given with this run and lease; nothing was changed.";
+    Err(refused(StatusCode::UNAUTHORIZED, "unauthorized", detail))
+}
+
+/// Why a message about a run counts no longer.
+fn too_late(job: Option<&JobRecord>, hold: Hold) -> Problem {
+    match job {
+        None => task_runs::missing(hold.id),
+        Some(job) if job.lease == hold.lease && job.status != Status::Processing => Problem::conflict(format!(
+            "Task run {} has ended under lease {} already, and is {}; nothing was changed.",
+            hold.id, hold.lease, job.status
+        )),
+        Some(_) => refused(
+            StatusCode::GONE,
+            "lease-gone",
+            format!("Lease {} of task run {} has lapsed; nothing was changed. Stop it.", hold.lease, hold.id),
+        ),
+    }
+}
+
+impl NewServiceTask {
+    fn check(&self, checks: &mut Checks) {
+        checks.text("id", Some(&self.id), LONGEST_NAME);
+        checks.text("queue", self.queue.as_deref(), LONGEST_NAME);
+        let is_digest = |hash: &str| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if self.code_hash.as_deref().is_some_and(|hash| !is_digest(hash)) {
+            checks.refuse("codeHash", "takes 64 hexadecimal digits");
+        }
+        checks.range("priority", self.priority, PRIORITIES);
+        checks.range("heartbeatIntervalMs", self.heartbeat_interval_ms, (10, 1_800_000));
+        checks.range("timeoutMs", self.timeout_ms, (1, YEAR_MS));
+        checks.range("maxAttempts", self.max_attempts, ATTEMPTS);
+        checks.range("retryDelayMs", self.retry_delay_ms, (0, YEAR_MS));
+        checks.range("maxRetryDelayMs", self.max_retry_delay_ms, (0, YEAR_MS));
+        checks.range("concurrencyLimit", self.concurrency_limit, (0, 1_000_000));
+        checks.range("keyConcurrencyLimit", self.key_concurrency_limit, (1, 1_000_000));
+        checks.range("rateLimit", self.rate_limit, (1, 1_000_000));
+        checks.range("keyRateLimit", self.key_rate_limit, (1, 1_000_000));
+        checks.range("ratePeriodMs", self.rate_period_ms, (1, 86_400_000));
+    }
+
+    fn registration(self) -> TaskRegistration {
+        let usual = TaskSettings::default();
+        TaskRegistration {
+            id: self.id,
+            code_hash: self.code_hash.map(|hash| hash.to_ascii_lowercase()),
+            settings: TaskSettings {
+                queue: self.queue.unwrap_or(usual.queue),
+                priority: self.priority.unwrap_or(usual.priority),
+                heartbeat_interval_ms: self.heartbeat_interval_ms,
+                timeout_ms: self.timeout_ms,
+                max_attempts: self.max_attempts.unwrap_or(usual.max_attempts),
+                retry_backoff: self.retry_backoff.unwrap_or(usual.retry_backoff),
+                retry_delay_ms: self.retry_delay_ms.unwrap_or(usual.retry_delay_ms),
+                retry_jitter: usual.retry_jitter,
+                max_retry_delay_ms: self.max_retry_delay_ms,
+                concurrency_limit: self.concurrency_limit,
+                key_concurrency_limit: self.key_concurrency_limit,
+                rate_limit: self.rate_limit,
+                key_rate_limit: self.key_rate_limit,
+                rate_period_ms: self.rate_period_ms.unwrap_or(usual.rate_period_ms),
+            },
+        }
+    }
+}
+
+/// Says what a service runs. Its id is the token's `iss`: a short-lived HS256 JWT (at most five minutes, each `jti`
+/// taken once) that is signed with the shared key. The key itself is never sent.
+#[utoipa::path(post, path = "/api/register", operation_id = "registerService", tag = "workers", security(()),
+    request_body = NewService,
+    responses((status = 200, description = "It is registered", body = Registered),
+              (status = 401, description = "The token is not signed with the shared key, is over, or was used before",
+               body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn register_service(
+    State(queue): State<Arc<TaskQueue>>,
+    headers: HeaderMap,
+    body: Result<Body<NewService>, Problem>,
+) -> Result<Json<Registered>, Problem> {
+    key(&queue)?;
+    let Body(service) = body?;
+    let mut checks = Checks::default();
+    checks.text("name", service.name.as_deref(), LONGEST_NAME);
+    checks.text("version", service.version.as_deref(), LONGEST_NAME);
+    if let Some(endpoint) = &service.endpoint {
+        let url = reqwest::Url::parse(endpoint);
+        let is_web = url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        if !is_web || endpoint.len() > 2_000 {
+            checks.refuse("endpoint", "takes a URL such as https://worker.example/run");
+        }
+    }
+    if !(1..=MOST_TASKS).contains(&service.tasks.len()) {
+        checks.refuse("tasks", format!("takes 1 to {MOST_TASKS} tasks"));
+    }
+    for (place, task) in service.tasks.iter().enumerate().take(MOST_TASKS) {
+        checks.within = format!("tasks[{place}].");
+        task.check(&mut checks);
+    }
+    checks.done()?;
+    let id = admitted(&queue, &headers).await?;
+    let registration = Registration {
+        name: service.name.unwrap_or_else(|| id.clone()),
+        service: id.clone(),
+        version: service.version,
+        endpoint: service.endpoint,
+        tasks: service.tasks.into_iter().map(NewServiceTask::registration).collect(),
+    };
+    let mut tx = queue.db.begin().await?;
+    let versions = register(&mut tx, &registration).await?;
+    let changed: Vec<_> = versions.iter().filter(|version| version.changed).collect();
+    if !changed.is_empty() {
+        let payload = json!({ "version": registration.version, "tasks": changed });
+        let entry = Entry::new("queue.code_changed", Actor::System, payload).subject(format!("service:{id}"));
+        ledger::append(&mut tx, &[entry]).await?;
+    }
+    tx.commit().await?;
+    queue.db.wake(Topic::Jobs).await;
+    let tasks = versions.into_iter().map(|version| RegisteredTask {
+        id: version.task,
+        code_version: version.code_version,
+        changed: version.changed,
+    });
+    Ok(Json(Registered { service_id: id, tasks: tasks.collect() }))
+}
+
+/// Hands out task runs, waiting for some where there are none: for workers that cannot be called. The token is a fresh
+/// one as for `/api/register`.
+#[utoipa::path(post, path = "/api/pull", operation_id = "pullTasks", tag = "workers", security(()), request_body = Pull,
+    responses((status = 200, description = "The runs, each under its lease", body = Pulled),
+              (status = 401, description = "The token is not signed with the shared key, is over, or was used before",
+               body = Problem, content_type = "application/problem+json"),
+              (status = 409, description = "The service has not registered these tasks", body = Problem,
+               content_type = "application/problem+json")))]
+pub(super) async fn pull(
+    State(queue): State<Arc<TaskQueue>>,
+    headers: HeaderMap,
+    body: Result<Body<Pull>, Problem>,
+) -> Result<Json<Pulled>, Problem> {
+    let key = key(&queue)?;
+    let Body(pull) = body?;
+    let mut checks = Checks::default();
+    checks.text("worker", Some(&pull.worker), 80);
+    checks.range("limit", pull.limit, (1, MOST_RUNS as i64));
+    checks.range("waitMs", pull.wait_ms, (0, 600_000));
+    checks.done()?;
+    let service = admitted(&queue, &headers).await?;
+    let mut lanes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for task in tasks(&queue.db, Some(&service)).await? {
+        if pull.tasks.as_ref().is_none_or(|wanted| wanted.contains(&task.id)) {
+            lanes.entry(task.queue).or_default().push(task.id);
+        }
+    }
+    if lanes.is_empty() {
+        let detail = format!("`{service}` has registered none of these tasks; POST /api/register comes first.");
+        return Err(Problem::conflict(detail));
+    }
+    let limit = pull.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1);
+    let wait = Duration::from_millis(u64::try_from(pull.wait_ms.unwrap_or(0)).unwrap_or(0)).min(queue.longest_poll);
+    // A door waits by the machine's time, whatever clock the platform runs on.
+    let patience = tokio::time::sleep(wait);
+    tokio::pin!(patience);
+    let mut jobs = Vec::new();
+    loop {
+        let mut hint = queue.db.listen(Topic::Jobs); // armed before the look
+        for (name, kinds) in &lanes {
+            let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
+            let worker = format!("{service}/{}@{name}", pull.worker);
+            let worker: String = worker.chars().take(300).collect();
+            let seen = WorkerSeen {
+                id: &worker,
+                service: Some(&service),
+                mode: "pull",
+                endpoint: None,
+                queue: name,
+                kinds: &kinds,
+                capacity: limit as i64,
+            };
+            let mut tx = queue.db.begin().await?;
+            worker_seen(&mut tx, &seen).await?;
+            tx.commit().await?;
+            let wanted = Claim {
+                queue: name,
+                kinds: &kinds,
+                worker: &worker,
+                lease: queue.lease,
+                longest_wait: queue.longest_wait,
+                limit: limit - jobs.len(),
+            };
+            jobs.extend(take(&queue.db, &wanted).await?);
+            if jobs.len() >= limit {
+                break;
+            }
+        }
+        if !jobs.is_empty() || wait.is_zero() {
+            break;
+        }
+        tokio::select! {
+            () = &mut patience => break,
+            () = queue.stop.cancelled() => break,
+            () = hint.woken() => {}
+            () = tokio::time::sleep(queue.poll_interval.max(Duration::from_millis(100))) => {}
+        }
+    }
+    let mut runs = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        runs.push(queue.assign(key, job).await?);
+    }
+    Ok(Json(Pulled { runs }))
+}
+
+async fn answered(queue: &TaskQueue, hold: Hold, beat: Beat) -> Result<Json<BeatAnswer>, Problem> {
+    match beat {
+        Beat::Held { cancel_requested, lease_expires_at } => {
+            Ok(Json(BeatAnswer { status: "ok", cancel_requested, lease_expires_at }))
+        }
+        Beat::Gone => Err(too_late(get(&queue.db, hold.id).await?.as_ref(), hold)),
+    }
+}
+
+/// Says that a run is alive; the answer says whether somebody gives it up.
+#[utoipa::path(post, path = "/api/heartbeat", operation_id = "heartbeat", tag = "workers", security(()),
+    request_body = Heartbeat,
+    responses((status = 200, description = "The lease is held on", body = BeatAnswer),
+              (status = 401, description = "The token is another run's or lease's", body = Problem, content_type = "application/problem+json"),
+              (status = 404, description = "There is no such run", body = Problem, content_type = "application/problem+json"),
+              (status = 409, description = "The run has ended", body = Problem, content_type = "application/problem+json"),
+              (status = 410, description = "The lease has lapsed", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn beat(
+    State(queue): State<Arc<TaskQueue>>,
+    headers: HeaderMap,
+    body: Result<Body<Heartbeat>, Problem>,
+) -> Result<Json<BeatAnswer>, Problem> {
+    key(&queue)?;
+    let Body(message) = body?;
+    let hold = Hold { id: message.run_id, lease: message.lease };
+    given(&queue, &headers, hold)?;
+    let mut tx = queue.db.begin().await?;
+    let beat = heartbeat(&mut tx, hold, queue.lease).await?;
+    if beat != Beat::Gone {
+        holder_seen(&mut tx, hold.id).await?;
+    }
+    tx.commit().await?;
+    answered(&queue, hold, beat).await
+}
+
+/// Says how far a run is.
+#[utoipa::path(post, path = "/api/progress", operation_id = "progress", tag = "workers", security(()),
+    request_body = Progress,
+    responses((status = 200, description = "Noted, and the lease is held on", body = BeatAnswer),
+              (status = 401, description = "The token is another run's or lease's", body = Problem, content_type = "application/problem+json"),
+              (status = 404, description = "There is no such run", body = Problem, content_type = "application/problem+json"),
+              (status = 409, description = "The run has ended", body = Problem, content_type = "application/problem+json"),
+              (status = 410, description = "The lease has lapsed", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn note_progress(
+    State(queue): State<Arc<TaskQueue>>,
+    headers: HeaderMap,
+    body: Result<Body<Progress>, Problem>,
+) -> Result<Json<BeatAnswer>, Problem> {
+    key(&queue)?;
+    let Body(message) = body?;
+    let mut checks = Checks::default();
+    checks.text("message", message.message.as_deref(), 1_000);
+    if !(0.0..=100.0).contains(&message.percent) {
+        checks.refuse("percent", "takes a number from 0 to 100");
+    }
+    checks.done()?;
+    let hold = Hold { id: message.run_id, lease: message.lease };
+    given(&queue, &headers, hold)?;
+    let mut tx = queue.db.begin().await?;
+    let beat = progress(&mut tx, hold, queue.lease, message.percent, message.message.as_deref()).await?;
+    if beat != Beat::Gone {
+        holder_seen(&mut tx, hold.id).await?;
+    }
+    tx.commit().await?;
+    answered(&queue, hold, beat).await
+}
+
+/// Says how a run ended. It counts once, and only under the lease that holds: a late, repeated or forged callback
+/// changes nothing and is told so.
+#[utoipa::path(post, path = "/api/callback/{runId}", operation_id = "callback", tag = "workers", security(()),
+    params(("runId" = i64, Path)), request_body = Callback,
+    responses((status = 200, description = "Written down", body = CallbackAnswer),
+              (status = 401, description = "The token is another run's or lease's", body = Problem, content_type = "application/problem+json"),
+              (status = 409, description = "The run has ended, or nobody gives it up", body = Problem, content_type = "application/problem+json"),
+              (status = 410, description = "The lease has lapsed", body = Problem, content_type = "application/problem+json"),
+              (status = 502, description = "Storage does not take the result", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn callback(
+    State(queue): State<Arc<TaskQueue>>,
+    Path(id): Path<i64>,
+    headers: HeaderMap,
+    body: Result<Body<Callback>, Problem>,
+) -> Result<Json<CallbackAnswer>, Problem> {
+    key(&queue)?;
+    let Body(message) = body?;
+    let hold = Hold { id, lease: message.lease };
+    given(&queue, &headers, hold)?;
+    check_result(id, &message.result)?;
+    let before = get(&queue.db, id).await?;
+    let Some(job) = before.filter(|job| job.lease == hold.lease && job.status == Status::Processing) else {
+        return Err(too_late(get(&queue.db, id).await?.as_ref(), hold));
+    };
+    // Outside of the transaction; a result whose lease lapses meanwhile is left over there.
+    let result = queue.stores.put_json_if_large(None, &format!("results/task-run-{id}"), message.result).await?;
+    let error = message.error.as_deref().unwrap_or("the worker gave no reason");
+    let again =
+        if message.retry == Some(false) { Again::Never } else { Again::ByPolicy(&queue.random, queue.longest_wait) };
+    let mut tx = queue.db.begin().await?;
+    let held = match message.status {
+        End::Completed => complete(&mut tx, hold, &result).await?.then_some(Status::Completed),
+        End::Failed => fail(&mut tx, hold, error, again).await?,
+        End::Cancelled => acknowledge_cancel(&mut tx, hold).await?.then_some(Status::Cancelled),
+    };
+    let Some(status) = held else {
+        drop(tx);
+        return Err(match get(&queue.db, id).await? {
+            Some(job) if job.lease == hold.lease && job.status == Status::Processing => {
+                Problem::conflict(format!("Nobody gives task run {id} up; nothing was changed."))
+            }
+            job => too_late(job.as_ref(), hold),
+        });
+    };
+    if let Some(worker) = &job.worker {
+        let outcomes = match message.status {
+            End::Completed => Outcomes { completed: 1, ..Outcomes::default() },
+            End::Failed => Outcomes { failed: 1, ..Outcomes::default() },
+            End::Cancelled => Outcomes::default(),
+        };
+        note_outcomes(&mut tx, worker, outcomes).await?;
+    }
+    holder_seen(&mut tx, id).await?;
+    tx.commit().await?;
+    if job.awaited {
+        queue.db.wake(Topic::JobsEnded).await;
+    }
+    queue.db.wake(Topic::Jobs).await; // a place is free, and a limit may be
+    Ok(Json(CallbackAnswer { run_id: id, status }))
+}
+
+/// A reference in a result may only name what the run itself put there.
+fn check_result(id: i64, result: &Value) -> Result<(), Problem> {
+    if !is_reference(result) {
+        return Ok(());
+    }
+    let own = serde_json::from_value::<Reference>(result["$storage"].clone())
+        .is_ok_and(|reference| reference.key.starts_with(&format!("results/task-run-{id}/")));
+    let mut checks = Checks::default();
+    if !own {
+        checks.refuse("result", format!("names something in storage that is not below results/task-run-{id}/"));
+    }
+    checks.done()
+}

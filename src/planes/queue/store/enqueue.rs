@@ -1,0 +1,177 @@
+//! Enqueueing: one job or thousands by one statement.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::db::{Json, Result, Timestamp, Tx};
+use crate::planes::queue::job::{Enqueued, NewJob};
+use crate::sql;
+
+/// A job as the statement reads it.
+#[derive(Serialize)]
+struct NewRow<'a> {
+    kind: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<i64>,
+    status: &'static str,
+    input: &'a Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_ref: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_ms: Option<i64>,
+    dead_letter: bool,
+    awaited: bool,
+}
+
+impl<'a> NewRow<'a> {
+    fn of(job: &'a NewJob, now: Timestamp) -> Self {
+        Self {
+            kind: &job.kind,
+            queue: job.queue.as_deref(),
+            priority: job.priority,
+            status: if job.run_at.is_some_and(|at| at > now) { "waiting" } else { "pending" },
+            input: &job.input,
+            input_ref: job.input_ref.as_deref(),
+            context: job.context.as_ref(),
+            idempotency_key: job.idempotency_key.as_deref(),
+            idempotency_until: job.idempotency_ttl.map(|ttl| now.after(ttl)),
+            concurrency_key: job.concurrency_key.as_deref(),
+            run_at: job.run_at,
+            max_attempts: job.max_attempts,
+            timeout_ms: job.timeout.map(|timeout| i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)),
+            dead_letter: job.dead_letter,
+            awaited: job.awaited,
+        }
+    }
+}
+
+/// Enqueues a job inside the caller's transaction; wake [`Topic::Jobs`](crate::db::Topic) after the commit.
+pub async fn enqueue(tx: &mut Tx, job: NewJob) -> Result<Enqueued> {
+    let enqueued = enqueue_many(tx, &[job]).await?;
+    Ok(enqueued[0])
+}
+
+/// Enqueues jobs in order, thousands by one statement; what became of each stands at its place.
+pub async fn enqueue_many(tx: &mut Tx, jobs: &[NewJob]) -> Result<Vec<Enqueued>> {
+    let now = tx.now().await?;
+    let mut outcomes: Vec<Option<Enqueued>> = vec![None; jobs.len()];
+    insert(tx, jobs, now, &mut outcomes).await?;
+    if outcomes.iter().any(Option::is_none) {
+        find_by_key(tx, jobs, now, &mut outcomes).await?;
+        if outcomes.iter().any(Option::is_none) {
+            // Keys that were remembered past their time are free again; what they held is enqueued now.
+            insert(tx, jobs, now, &mut outcomes).await?;
+            find_by_key(tx, jobs, now, &mut outcomes).await?;
+        }
+    }
+    outcomes.into_iter().map(|outcome| outcome.ok_or_else(|| lost_key().into())).collect()
+}
+
+/// The key was held by a job that ended while this transaction looked: a matter of trying again.
+fn lost_key() -> sqlx::Error {
+    sqlx::Error::RowNotFound
+}
+
+/// Inserts the jobs that have no outcome yet; those whose key is taken keep none.
+async fn insert(tx: &mut Tx, jobs: &[NewJob], now: Timestamp, outcomes: &mut [Option<Enqueued>]) -> Result<()> {
+    let open: Vec<usize> = (0..jobs.len()).filter(|place| outcomes[*place].is_none()).collect();
+    let rows: Vec<NewRow<'_>> = open.iter().map(|place| NewRow::of(&jobs[*place], now)).collect();
+    let mut inserted: Vec<(i64, Option<String>)> = tx
+        .query(sql!(
+            "INSERT INTO jobs (kind, queue, priority, status, input, input_ref, context, idempotency_key,
+                 idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter, awaited, created_at,
+                 updated_at)
+             SELECT new.kind, coalesce(new.queue, tasks.queue, 'default'), coalesce(new.priority, tasks.priority, 0),
+                 new.status, coalesce(new.input, 'null'), new.input_ref, new.context, new.idempotency_key, new.idempotency_until,
+                 new.concurrency_key, new.run_at, coalesce(new.max_attempts, tasks.max_attempts, 3), new.timeout_ms,
+                 new.dead_letter, new.awaited, $2, $2
+             FROM "
+            { sqlite: "(SELECT key AS place, value ->> 'kind' AS kind, value ->> 'queue' AS queue,
+                 value ->> 'priority' AS priority, value ->> 'status' AS status, value -> 'input' AS input,
+                 value ->> 'input_ref' AS input_ref, value -> 'context' AS context,
+                 value ->> 'idempotency_key' AS idempotency_key, value ->> 'idempotency_until' AS idempotency_until,
+                 value ->> 'concurrency_key' AS concurrency_key, value ->> 'run_at' AS run_at,
+                 value ->> 'max_attempts' AS max_attempts, value ->> 'timeout_ms' AS timeout_ms,
+                 value ->> 'dead_letter' AS dead_letter, value ->> 'awaited' AS awaited
+                 FROM json_each($1)) AS new",
+              postgres: "ROWS FROM (jsonb_to_recordset($1) AS (kind TEXT, queue TEXT, priority BIGINT, status TEXT,
+                 input JSONB, input_ref TEXT, context JSONB, idempotency_key TEXT, idempotency_until TIMESTAMPTZ,
+                 concurrency_key TEXT, run_at TIMESTAMPTZ, max_attempts BIGINT, timeout_ms BIGINT, dead_letter BOOLEAN,
+                 awaited BOOLEAN)) WITH ORDINALITY AS new (kind, queue, priority, status, input, input_ref, context,
+                 idempotency_key, idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter,
+                 awaited, place)" }
+            " LEFT JOIN tasks ON tasks.id = new.kind WHERE true ORDER BY place
+             ON CONFLICT DO NOTHING RETURNING id, idempotency_key"
+        ))
+        .bind(Json(rows))
+        .bind(now)
+        .all()
+        .await?;
+    inserted.sort_unstable_by_key(|(id, _)| *id); // ids are given in the order of the statement; RETURNING has none
+    let mut keyed: HashMap<String, i64> = HashMap::new();
+    let mut plain = Vec::with_capacity(inserted.len());
+    for (id, key) in inserted {
+        match key {
+            Some(key) => drop(keyed.insert(key, id)),
+            None => plain.push(id),
+        }
+    }
+    let mut plain = plain.into_iter();
+    for place in open {
+        let id = match &jobs[place].idempotency_key {
+            Some(key) => keyed.remove(key), // the first of several with the same key is the one that was inserted
+            None => plain.next(),
+        };
+        outcomes[place] = id.map(|id| Enqueued { id, created: true });
+    }
+    Ok(())
+}
+
+/// Finds the jobs that hold the keys of those without an outcome. A key that is only remembered, past its time, is
+/// let go.
+async fn find_by_key(tx: &mut Tx, jobs: &[NewJob], now: Timestamp, outcomes: &mut [Option<Enqueued>]) -> Result<()> {
+    let open: Vec<usize> = (0..jobs.len()).filter(|place| outcomes[*place].is_none()).collect();
+    let keys: Vec<&str> = open.iter().filter_map(|place| jobs[*place].idempotency_key.as_deref()).collect();
+    tx.query(sql!(
+        "UPDATE jobs SET idempotency_until = NULL
+         WHERE status IN ('completed', 'failed', 'cancelled') AND idempotency_until <= $2 AND idempotency_key IN ("
+        { sqlite: "SELECT value FROM json_each($1)", postgres: "SELECT jsonb_array_elements_text($1)" } ")"
+    ))
+    .bind(Json(&keys))
+    .bind(now)
+    .execute()
+    .await?;
+    let found: Vec<(i64, String)> = tx
+        .query(sql!(
+            "SELECT id, idempotency_key FROM jobs
+             WHERE idempotency_key IS NOT NULL
+               AND (status IN ('waiting', 'pending', 'processing', 'retry') OR idempotency_until IS NOT NULL)
+               AND idempotency_key IN ("
+            { sqlite: "SELECT value FROM json_each($1)", postgres: "SELECT jsonb_array_elements_text($1)" } ")"
+        ))
+        .bind(Json(&keys))
+        .all()
+        .await?;
+    let found: HashMap<String, i64> = found.into_iter().map(|(id, key)| (key, id)).collect();
+    for place in open {
+        let id = jobs[place].idempotency_key.as_ref().and_then(|key| found.get(key));
+        outcomes[place] = id.map(|id| Enqueued { id: *id, created: false });
+    }
+    Ok(())
+}
