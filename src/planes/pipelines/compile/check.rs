@@ -1,12 +1,12 @@
 //! Looks through a definition step by step: whatever is wrong is noted with its place.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Action, Call, Copy, MAX_STEPS, Pause, Ready, Undo, is_id};
-use crate::planes::pipelines::definition::{Copying, Definition, Fault, Http, Retry, Step, Stored, Task};
+use super::{Action, Call, Copy, MAX_ID, MAX_STEPS, Pause, Ready, Undo, is_id};
+use crate::planes::pipelines::definition::{Copying, Definition, Fault, Http, InputType, Retry, Step, Stored, Task};
 use crate::planes::pipelines::expression::{Expression, Facts, Local, Template, did_you_mean, is_reserved};
 use crate::planes::pipelines::graph::Graph;
 use crate::storage::key_of;

@@ -1,6 +1,20 @@
 //! What a run writes: a batch with what goes out with it, its parting from the engine, and its end. All of it under the
 //! run's lease, and all of it again where the database is away for now.
 
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use super::worker::{Parted, Worker};
+use crate::backoff;
+use crate::db::{self, Json, Topic};
+use crate::planes::pipelines::message::Outbound;
+use crate::planes::pipelines::model::{RunStatus, StepRow};
+use crate::planes::pipelines::run::{Batch, Effect, End, Key, Waits};
+use crate::planes::pipelines::store::{self, Hold, NewRun};
+use crate::planes::pipelines::{call, steer};
+
 /// The waits between tries of a commit that the database refuses for now.
 const COMMIT_BASE: Duration = Duration::from_millis(20);
 
@@ -10,7 +24,7 @@ const COMMIT_CAP: Duration = Duration::from_secs(1);
 const MAX_DEPTH: i64 = 16;
 
 /// A commit under a lease.
-enum Committed {
+pub(super) enum Committed {
     Held(Vec<(Key, Waits)>),
     Lost,
 }
@@ -38,7 +52,7 @@ impl Worker {
 
     /// What came of something with the database; none where it is away for now, after a wait: try again. Only a
     /// refusal is an error.
-    pub(super) async fn settled<T>(&self, result: db::Result<T>, tries: &mut u32) -> Option<db::Result<T>> {
+    async fn settled<T>(&self, result: db::Result<T>, tries: &mut u32) -> Option<db::Result<T>> {
         match result {
             Err(db::Error::Unavailable(cause)) if !self.stop.is_cancelled() => {
                 tracing::warn!(%cause, engine = self.engine.id, "a run waits for the database");
@@ -98,7 +112,7 @@ impl Worker {
     }
 
     /// The same in a transaction, for what must happen together with the rows.
-    pub(super) async fn commit_with(
+    async fn commit_with(
         &self,
         hold: Hold,
         depth: i64,
@@ -135,7 +149,7 @@ impl Worker {
                     }
                 }
                 Effect::CancelTask(job) => store::cancel_task(&mut tx, *job).await?,
-                Effect::CancelChild(run) => super::steer::cancel_in(&mut tx, *run).await?,
+                Effect::CancelChild(run) => steer::cancel_in(&mut tx, *run).await?,
             }
         }
         if !rows.is_empty() {
@@ -145,7 +159,7 @@ impl Worker {
         Ok(true)
     }
 
-    pub(super) async fn begin_child(
+    async fn begin_child(
         &self,
         tx: &mut db::Tx,
         hold: Hold,
@@ -222,12 +236,12 @@ impl Worker {
         Ok(Parted::Ended)
     }
 
-    pub(super) async fn write_end(&self, hold: Hold, batch: &Batch, end: &End, now: db::Timestamp) -> db::Result<bool> {
+    async fn write_end(&self, hold: Hold, batch: &Batch, end: &End, now: db::Timestamp) -> db::Result<bool> {
         let mut tx = self.pipelines.db.begin().await?;
         for (_, _, effect) in &batch.effects {
             match effect {
                 Effect::CancelTask(job) => store::cancel_task(&mut tx, *job).await?,
-                Effect::CancelChild(run) => super::steer::cancel_in(&mut tx, *run).await?,
+                Effect::CancelChild(run) => steer::cancel_in(&mut tx, *run).await?,
                 Effect::Call(_) | Effect::Copy(_) | Effect::Task(_) | Effect::Child { .. } => {}
             }
         }

@@ -1,3 +1,26 @@
+//! An engine: one task that carries out one run at a time, told and heard over bounded channels.
+//!
+//! ```text
+//! Inbound (100) ──▶ idle ──WorkflowRequest──▶ start steps ─▶ commit the batch ─▶ send what goes out ─▶ wait ─┐
+//!                    ▲                            ▲                                                         │
+//!                    └── end, park, give back ────┴─────────────── an answer, a time, a hint ◀──────────────┘
+//!                                  ╰──▶ Outbound (100): status, response, health, error
+//! ```
+//!
+//! Every batch is committed under the run's lease: an engine that lost it finds out there and lets go.
+//!
+//! Here is an engine as others hold it; `worker` is its task, `commit` what that writes.
+
+mod commit;
+mod worker;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{broadcast, mpsc};
+
+use super::message::{CHANNEL, EngineStatus, Health, Inbound, Outbound};
+pub(super) use worker::Worker;
+
 /// An engine as others hold it.
 pub struct Engine {
     pub id: String,

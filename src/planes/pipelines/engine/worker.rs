@@ -1,33 +1,22 @@
 //! The task behind an engine: one run at a time, from its assignment to its end.
 
-//! An engine: one task that carries out one run at a time, told and heard over bounded channels.
-//!
-//! ```text
-//! Inbound (100) ──▶ idle ──WorkflowRequest──▶ start steps ─▶ commit the batch ─▶ send what goes out ─▶ wait ─┐
-//!                    ▲                            ▲                                                         │
-//!                    └── end, park, give back ────┴─────────────── an answer, a time, a hint ◀──────────────┘
-//!                                  ╰──▶ Outbound (100): status, response, health, error
-//! ```
-//!
-//! Every batch is committed under the run's lease: an engine that lost it finds out there and lets go.
-
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Pipelines;
-use super::call;
-use super::message::{Asked, Assignment, CHANNEL, EngineStatus, Health, Inbound, Outbound, Work};
-use super::model::{RunStatus, StepRow};
-use super::run::{Batch, Effect, End, Key, Running, Waits};
-use super::store::{self, Hold, NewRun};
-use crate::backoff;
-use crate::db::{self, Json, Topic};
+use super::Engine;
+use super::commit::Committed;
+use crate::db::{self, Topic};
 use crate::panic::caught;
+use crate::planes::pipelines::Pipelines;
+use crate::planes::pipelines::message::{Asked, Assignment, EngineStatus, Inbound, Outbound, Work};
+use crate::planes::pipelines::model::RunStatus;
+use crate::planes::pipelines::run::{Batch, End, Key, Running, Waits};
+use crate::planes::pipelines::store::{self, Hold};
 
 /// How long an engine keeps a run that only waits; after that the run waits without an engine.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -39,16 +28,16 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// The task behind an engine.
-pub(super) struct Worker {
+pub(in crate::planes::pipelines) struct Worker {
     pub(super) engine: Arc<Engine>,
-    pub(super) inbound: mpsc::Receiver<Inbound>,
+    inbound: mpsc::Receiver<Inbound>,
     pub(super) pipelines: Arc<Pipelines>,
     pub(super) stop: CancellationToken,
     paused: bool,
 }
 
 /// How an engine and its run part.
-enum Parted {
+pub(super) enum Parted {
     Ended,
     Parked,
     Lost,
@@ -56,7 +45,7 @@ enum Parted {
 }
 
 impl Worker {
-    pub(super) fn new(
+    pub(in crate::planes::pipelines) fn new(
         engine: Arc<Engine>,
         inbound: mpsc::Receiver<Inbound>,
         pipelines: Arc<Pipelines>,
@@ -66,7 +55,7 @@ impl Worker {
     }
 
     /// Works until it is stopped.
-    pub(super) async fn run(mut self) {
+    pub(in crate::planes::pipelines) async fn run(mut self) {
         loop {
             let message = tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -309,5 +298,4 @@ impl Worker {
             Inbound::Asked { .. } | Inbound::WorkflowRequest(_) => {}
         }
     }
-
 }
