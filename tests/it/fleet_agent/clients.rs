@@ -284,7 +284,7 @@ crate::on_both! {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(30), begun).await.expect("the program begins again");
+        tokio::time::timeout(std::time::Duration::from_secs(90), begun).await.expect("the program begins again");
         assert_eq!(programs(), 2);
         stage.server.poke(&format!("{job}/stop")).await;
         stage.status(&job, "STOPPED").await;
