@@ -171,9 +171,13 @@ const BARE: Sql = sql!({
                  created_at TEXT NOT NULL CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', created_at)),
                  prev_hash TEXT NOT NULL, hash TEXT NOT NULL);
              CREATE INDEX bare_by_time ON bare (created_at);
-             CREATE INDEX bare_by_cycle ON bare (cycle_id) WHERE cycle_id IS NOT NULL;
+             CREATE INDEX bare_by_cycle ON bare (cycle_id, id) WHERE cycle_id IS NOT NULL;
              CREATE INDEX bare_by_subject ON bare (subject, id) WHERE subject IS NOT NULL;
-             CREATE INDEX bare_errors ON bare (created_at) WHERE severity IN ('error', 'critical')",
+             CREATE INDEX bare_errors ON bare (created_at) WHERE severity IN ('error', 'critical');
+             CREATE INDEX bare_by_event ON bare (event_type, id);
+             CREATE INDEX bare_by_rule ON bare (rule, id) WHERE rule IS NOT NULL;
+             CREATE INDEX bare_by_actor ON bare (actor, id) WHERE actor NOT IN ('loop', 'system');
+             CREATE INDEX bare_by_severity ON bare (severity, id) WHERE severity <> 'info'",
     postgres: "CREATE TABLE bare (LIKE ledger_entries INCLUDING ALL)"
 });
 

@@ -42,7 +42,7 @@ async fn main() {
         ledger::measure(&mut report).await;
     }
     if chosen("memory") {
-        memory::measure(&mut report);
+        memory::measure(&mut report).await;
     }
     if chosen("start") {
         start::measure(&mut report).await;

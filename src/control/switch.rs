@@ -9,26 +9,34 @@ use crate::sql;
 
 /// Whether the loop is switched on.
 pub async fn is_on(db: &Db) -> Result<bool> {
+    Ok(read(db).await? == Some(true))
+}
+
+/// How the switch stands; none where it was never set.
+async fn read(db: &Db) -> Result<Option<bool>> {
     let on: Option<(i64,)> = db
         .query("SELECT CAST(CASE WHEN enabled THEN 1 ELSE 0 END AS BIGINT) FROM loop_switch WHERE id = 1")
         .optional()
         .await?;
-    Ok(on == Some((1,)))
+    Ok(on.map(|(on,)| on == 1))
 }
 
 /// Sets the switch if it was never set: what the configuration says counts the first time only.
 pub async fn initialise(db: &Db, on: bool) -> Result<()> {
-    let mut tx = db.begin().await?;
-    let now = tx.now().await?;
-    tx.query(
-        "INSERT INTO loop_switch (id, enabled, changed_by, changed_at) VALUES (1, $1, 'system', $2) ON CONFLICT DO NOTHING",
-    )
-    .bind(on)
-    .bind(now)
-    .execute()
-    .await?;
-    tx.commit().await?;
-    if on && !is_on(db).await? {
+    let set = read(db).await?;
+    if set.is_none() {
+        let mut tx = db.begin().await?;
+        let now = tx.now().await?;
+        tx.query(
+            "INSERT INTO loop_switch (id, enabled, changed_by, changed_at) VALUES (1, $1, 'system', $2) ON CONFLICT DO NOTHING",
+        )
+        .bind(on)
+        .bind(now)
+        .execute()
+        .await?;
+        tx.commit().await?;
+    }
+    if on && set == Some(false) {
         tracing::warn!(
             "ORCHESTRATOR_ENABLED is set, but the loop was switched off and stays off; POST /orchestrator/enable turns it on"
         );

@@ -36,6 +36,9 @@ impl Options {
 /// A connection that takes longer to show that it is alive is given up.
 const PING_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Connecting seldom takes longer, unless the server refuses.
+const UNUSUALLY_LONG: Duration = Duration::from_millis(500);
+
 /// How often it is tried to replace a connection that fell silent, a second apart or more; by then the kernel itself
 /// has given it up.
 const REPLACEMENTS: usize = 900;
@@ -86,7 +89,12 @@ async fn open_sqlite(options: &Options) -> Result<Pools> {
     }
     let pool = |connections: u32| {
         // A connection of an in-memory database that is closed takes the database with it.
-        SqlitePoolOptions::new().max_connections(connections).min_connections(1).idle_timeout(None).max_lifetime(None)
+        SqlitePoolOptions::new()
+            .max_connections(connections)
+            .min_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false) // it was tested when it was given back, and nobody can cut it
     };
     let write = connect_patiently(pool(1), &connect).await.map_err(|cause| cannot_open(&options.url, cause))?;
     let read = if in_memory {
@@ -167,11 +175,8 @@ async fn open_postgres(options: &Options, health: &Health) -> Result<PgPool> {
             ("idle_in_transaction_session_timeout", "5s"),
             ("TimeZone", "UTC"),
         ]);
-    // A pool that cannot connect only says that it timed out; a first connection of its own says why.
-    let first = connect.connect().await.map_err(|cause| cannot_open(&options.url, cause))?;
-    first.close().await?;
     let (taken, released) = (Alive::new(health, &connect), Alive::new(health, &connect));
-    PgPoolOptions::new()
+    let pool = PgPoolOptions::new()
         .max_connections(options.max_connections)
         .acquire_timeout(Duration::from_secs(10))
         .test_before_acquire(false)
@@ -183,9 +188,21 @@ async fn open_postgres(options: &Options, health: &Health) -> Result<PgPool> {
             let alive = released.clone();
             Box::pin(async move { alive.after_release(connection).await })
         })
-        .connect_with(connect)
-        .await
-        .map_err(|cause| cannot_open(&options.url, cause))
+        .connect_with(connect.clone());
+    let opened = tokio::select! {
+        opened = pool => opened,
+        cause = why_not(&connect) => Err(cause),
+    };
+    opened.map_err(|cause| cannot_open(&options.url, cause))
+}
+
+/// A pool that cannot connect only says that it timed out: where it takes long, a connection of its own says why not.
+async fn why_not(connect: &PgConnectOptions) -> sqlx::Error {
+    tokio::time::sleep(UNUSUALLY_LONG).await;
+    match connect.connect().await {
+        Err(cause) => cause,
+        Ok(_) => std::future::pending().await, // the pool can, too
+    }
 }
 
 /// Keeps the pool's connections alive. One whose other end has fallen silent is replaced in its place: sqlx would close

@@ -100,21 +100,30 @@ impl Db {
         result.map_err(|cause| Error::Schema(format!("the migration failed and was rolled back: {cause}")))
     }
 
-    /// Compares what the database has had with what this program brings; changes nothing.
-    pub async fn migration_state(&self) -> Result<MigrationState> {
-        let migrator = self.migrator();
-        let exists: (i64,) = self
+    /// Whether the database ever had a migration.
+    async fn has_migrations(&self) -> Result<bool> {
+        let (tables,): (i64,) = self
             .query(crate::sql!(
                 "SELECT COUNT(*) FROM " { sqlite: "sqlite_schema WHERE type = 'table' AND name",
                 postgres: "pg_catalog.pg_tables WHERE schemaname = current_schema() AND tablename" } " = '_sqlx_migrations'"
             ))
             .one()
             .await?;
-        let applied: Vec<(i64, Vec<u8>)> = if exists.0 == 0 {
-            Vec::new()
-        } else {
-            self.query("SELECT version, checksum FROM _sqlx_migrations ORDER BY version").all().await?
-        };
+        Ok(tables > 0)
+    }
+
+    /// Compares what the database has had with what this program brings; changes nothing.
+    pub async fn migration_state(&self) -> Result<MigrationState> {
+        let migrator = self.migrator();
+        let applied: Vec<(i64, Vec<u8>)> =
+            match self.query("SELECT version, checksum FROM _sqlx_migrations ORDER BY version").all().await {
+                Ok(applied) => applied,
+                // A database that never had any fails at that.
+                Err(cause) => match self.has_migrations().await? {
+                    true => return Err(cause),
+                    false => Vec::new(),
+                },
+            };
         let mut drift = Vec::new();
         for (version, checksum) in &applied {
             match migrator.iter().find(|migration| migration.version == *version) {

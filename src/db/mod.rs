@@ -10,6 +10,7 @@
 //! | `connect` | opening either database, pools and pragmas |
 //! | `query` | one statement with its arguments, run on either database |
 //! | `sql`, `timestamp`, `json`, `error` | the text, the times, the JSON and the failures of a statement |
+//! | `figures` | the figures of several rooms in one statement |
 //! | `migrate` | the embedded migrations and the check for drift |
 //! | `health` | what the database last failed at, for those who watch the service |
 //! | `wake` | hints that something changed, in this process and, with PostgreSQL, in others |
@@ -18,6 +19,7 @@
 mod connect;
 mod error;
 mod faults;
+mod figures;
 mod health;
 mod json;
 mod migrate;
@@ -35,6 +37,7 @@ use sqlx::sqlite::{Sqlite, SqlitePool};
 pub use connect::Options;
 pub use error::{Error, Result};
 pub use faults::{Faults, Point};
+pub use figures::AGO;
 pub use health::Trouble;
 pub use json::Json;
 pub use migrate::MigrationState;
@@ -170,13 +173,25 @@ impl Db {
 
     /// A reading transaction that sees one state of the database throughout.
     pub async fn begin_read(&self) -> Result<Tx> {
+        self.begin_reading("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+    }
+
+    /// The same for statements that are good in one plan whatever is bound to them: PostgreSQL keeps their plans until
+    /// their tables change much. To plan one with many parts takes it twenty times as long as to run it.
+    pub async fn begin_look(&self) -> Result<Tx> {
+        self.begin_reading(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_generic_plan",
+        )
+        .await
+    }
+
+    async fn begin_reading(&self, postgres: &'static str) -> Result<Tx> {
         let begun = async {
             self.strike(Point::BeginRead).await?;
             Ok(match &self.pools {
                 Pools::Sqlite { read, .. } => TxInner::Sqlite(read.begin().await?),
                 Pools::Postgres(pool) => {
-                    let text = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                    TxInner::Postgres(connect::begin_postgres(pool, text, &self.health).await?)
+                    TxInner::Postgres(connect::begin_postgres(pool, postgres, &self.health).await?)
                 }
             })
         };

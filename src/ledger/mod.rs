@@ -19,7 +19,7 @@ mod store;
 mod verify;
 
 pub use entry::{Entry, Severity, StoredEntry};
-pub use observe::{ErrorView, LedgerSection, observe};
+pub use observe::{ErrorView, FIGURES, Figures, LedgerSection, observe};
 pub use query::{Filter, query};
 pub use store::{Pruned, append, prune};
 pub use verify::{Verification, verify};

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::entry::{Entry, StoredEntry};
 use crate::actor::Actor;
-use crate::db::{Db, Dialect, Result, Tx};
+use crate::db::{Db, Dialect, Result, Sql, Tx};
 use crate::sql;
 
 /// Entries that one transaction of retention takes away: others write to the ledger in between.
@@ -38,52 +38,79 @@ pub async fn append(tx: &mut Tx, entries: &[Entry]) -> Result<()> {
             (id.max(last), hash)
         }
     };
-    for entry in entries {
-        id += 1;
-        let mut stored = StoredEntry {
-            id,
-            cycle_id: entry.cycle_id,
-            event_type: entry.event_type.to_owned(),
-            severity: entry.severity.as_str().to_owned(),
-            actor: entry.actor.to_string(),
-            subject: entry.subject.clone(),
-            rule: entry.rule.clone(),
-            payload: entry.payload.to_string(),
-            created_at: now,
-            prev_hash: hash,
-            hash: String::new(),
-        };
-        stored.hash = stored.compute_hash();
-        hash = insert(tx, stored).await?;
+    for pair in entries.chunks(2) {
+        let mut chained = Vec::with_capacity(pair.len());
+        for entry in pair {
+            id += 1;
+            let mut stored = StoredEntry {
+                id,
+                cycle_id: entry.cycle_id,
+                event_type: entry.event_type.to_owned(),
+                severity: entry.severity.as_str().to_owned(),
+                actor: entry.actor.to_string(),
+                subject: entry.subject.clone(),
+                rule: entry.rule.clone(),
+                payload: entry.payload.to_string(),
+                created_at: now,
+                prev_hash: hash,
+                hash: String::new(),
+            };
+            stored.hash = stored.compute_hash();
+            hash = stored.hash.clone();
+            chained.push(stored);
+        }
+        insert(tx, chained).await?;
     }
     Ok(())
 }
 
-/// Writes an entry and makes it the chain's end, in one round trip.
-async fn insert(tx: &mut Tx, entry: StoredEntry) -> Result<String> {
-    let hash = entry.hash.clone();
-    tx.query(sql!(
-        { sqlite: "", postgres: "WITH written AS (" }
-        "INSERT INTO ledger_entries
-             (id, cycle_id, event_type, severity, actor, subject, rule, payload, created_at, prev_hash, hash)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, "
-        { sqlite: "$8, $9, $10, $11);", postgres: "CAST($8 AS JSON), $9, $10, $11))" }
-        " UPDATE ledger_head SET entry_id = $1, hash = $11 WHERE id = 1"
-    ))
-    .bind(entry.id)
-    .bind(entry.cycle_id)
-    .bind(entry.event_type)
-    .bind(entry.severity)
-    .bind(entry.actor)
-    .bind(entry.subject)
-    .bind(entry.rule)
-    .bind(entry.payload)
-    .bind(entry.created_at)
-    .bind(entry.prev_hash)
-    .bind(entry.hash)
-    .execute()
-    .await?;
-    Ok(hash)
+/// The statement that writes entries and makes the last one the chain's end, in one round trip.
+macro_rules! written {
+    ($sqlite:literal, $postgres:literal, $head:literal) => {
+        sql!(
+            { sqlite: "", postgres: "WITH written AS (" }
+            "INSERT INTO ledger_entries
+                 (id, cycle_id, event_type, severity, actor, subject, rule, payload, created_at, prev_hash, hash)
+             VALUES "
+            { sqlite: $sqlite, postgres: $postgres }
+            " UPDATE ledger_head SET " $head " WHERE id = 1"
+        )
+    };
+}
+
+const ONE: Sql = written!(
+    "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);",
+    "($1, $2, $3, $4, $5, $6, $7, CAST($8 AS JSON), $9, $10, $11))",
+    "entry_id = $1, hash = $11"
+);
+
+/// Two at once: so many an idle cycle has.
+const TWO: Sql = written!(
+    "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11), ($12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22);",
+    "($1, $2, $3, $4, $5, $6, $7, CAST($8 AS JSON), $9, $10, $11),
+     ($12, $13, $14, $15, $16, $17, $18, CAST($19 AS JSON), $20, $21, $22))",
+    "entry_id = $12, hash = $22"
+);
+
+/// Writes one entry or two.
+async fn insert(tx: &mut Tx, entries: Vec<StoredEntry>) -> Result<()> {
+    let mut query = tx.query(if entries.len() == 1 { ONE } else { TWO });
+    for entry in entries {
+        query = query
+            .bind(entry.id)
+            .bind(entry.cycle_id)
+            .bind(entry.event_type)
+            .bind(entry.severity)
+            .bind(entry.actor)
+            .bind(entry.subject)
+            .bind(entry.rule)
+            .bind(entry.payload)
+            .bind(entry.created_at)
+            .bind(entry.prev_hash)
+            .bind(entry.hash);
+    }
+    query.execute().await?;
+    Ok(())
 }
 
 /// What pruning took away.

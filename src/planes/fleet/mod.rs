@@ -55,7 +55,8 @@ use tokio_util::task::TaskTracker;
 
 pub use change::{Change, Rules};
 pub use observe::{
-    AgentsSection, DrainedAgent, FlappingAgent, StillStream, StreamsSection, observe_agents, observe_streams,
+    AGENT_FIGURES, AgentFigures, AgentsSection, DrainedAgent, FlappingAgent, STREAM_FIGURES, StillStream,
+    StreamFigures, StreamsSection, observe_agents, observe_streams,
 };
 pub use record::{Agent, AgentView, Job, JobView, Template};
 pub use routes::{agent_routes, routes};

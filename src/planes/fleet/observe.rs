@@ -6,16 +6,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::model::JobId;
-use crate::db::{Result, Timestamp, Tx};
+use crate::db::{AGO, Result, Sql, Timestamp, Tx};
+use crate::sql;
 
 /// Rows that a list shows at most.
 const SHOWN: i64 = 20;
-/// What is over is counted up to here.
-const COUNTED: i64 = 1_000;
-/// Lost connections in ten minutes from which on an agent is shown as one that flaps.
-const DROPS: i64 = 3;
-/// How long those count.
-const DROPS_COUNT: Duration = Duration::from_secs(10 * 60);
+/// How long lost connections count; from three on an agent is shown as one that flaps.
+const DROPS_COUNT: Duration = AGO[1];
 /// A running stream is shown as one that stands still from here on.
 const STILL: Duration = Duration::from_secs(30);
 
@@ -83,54 +80,75 @@ pub struct StillStream {
     pub still_seconds: i64,
 }
 
-#[derive(sqlx::FromRow)]
-struct Counts {
-    state: String,
-    agents: i64,
-    slots: i64,
-    busy: i64,
+/// What is read of agents by one statement, with the figures of others.
+#[derive(Clone, Copy, sqlx::FromRow)]
+pub struct AgentFigures {
+    pub agents_online: i64,
+    pub agents_offline: i64,
+    pub agents_idle: i64,
+    pub agents_draining: i64,
+    pub agents_error: i64,
+    pub agents_slots: i64,
+    pub agents_free_slots: i64,
+    /// 1 where any agent flaps.
+    pub agents_flapping: i64,
+    /// 1 where the loop has drained any.
+    pub agents_drained: i64,
 }
 
-/// Reads `agents`: the connected ones are counted, those of the past are not.
-pub async fn observe_agents(tx: &mut Tx, now: Timestamp) -> Result<AgentsSection> {
-    let counts: Vec<Counts> = tx
-        .query(
-            "SELECT state, COUNT(*) AS agents, CAST(SUM(slots) AS BIGINT) AS slots, CAST(SUM(busy) AS BIGINT) AS busy
-             FROM agents WHERE instance IS NOT NULL GROUP BY state
-             UNION ALL
-             SELECT 'OFFLINE', COUNT(*), 0, 0
-             FROM (SELECT 1 AS one FROM agents WHERE state = 'OFFLINE' LIMIT $1) AS away",
-        )
-        .bind(COUNTED)
-        .all()
-        .await?;
-    let mut section = AgentsSection::default();
-    for Counts { state, agents, slots, busy } in counts {
-        match state.as_str() {
-            "OFFLINE" => section.offline = agents,
-            "DRAINING" => section.draining = agents,
-            "ERROR" => section.error = agents,
-            _ => {
-                section.idle += if state == "IDLE" { agents } else { 0 };
-                section.slots += slots;
-                section.free_slots += (slots - busy).max(0);
-            }
-        }
-        section.online += if state == "OFFLINE" { 0 } else { agents };
+/// The row of [`AgentFigures`]: the connected ones are counted, those of the past are not.
+pub const AGENT_FIGURES: Sql = sql!(
+    "SELECT states.*,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM agents WHERE state = 'OFFLINE' LIMIT 1000) AS away) AS agents_offline,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM agents WHERE drops >= 3 AND drops_since >= $3 LIMIT 1) AS any_one)
+             AS agents_flapping,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM agents WHERE drained_by = 'loop' LIMIT 1) AS any_one)
+             AS agents_drained
+     FROM (SELECT CAST(coalesce(SUM(agents), 0) AS BIGINT) AS agents_online,
+             CAST(coalesce(SUM(agents) FILTER (WHERE state = 'IDLE'), 0) AS BIGINT) AS agents_idle,
+             CAST(coalesce(SUM(agents) FILTER (WHERE state = 'DRAINING'), 0) AS BIGINT) AS agents_draining,
+             CAST(coalesce(SUM(agents) FILTER (WHERE state = 'ERROR'), 0) AS BIGINT) AS agents_error,
+             CAST(coalesce(SUM(slots) FILTER (WHERE state NOT IN ('DRAINING', 'ERROR')), 0) AS BIGINT) AS agents_slots,
+             CAST(coalesce(SUM(slots - busy) FILTER (WHERE state NOT IN ('DRAINING', 'ERROR') AND slots > busy), 0)
+                 AS BIGINT) AS agents_free_slots
+         FROM (SELECT state, COUNT(*) AS agents, SUM(slots) AS slots, SUM(busy) AS busy
+               FROM agents WHERE instance IS NOT NULL GROUP BY state) AS connected) AS states"
+);
+
+/// Reads `agents`: its figures where they are not `seen` yet, and lists only where there is something to show.
+pub async fn observe_agents(tx: &mut Tx, now: Timestamp, seen: Option<AgentFigures>) -> Result<AgentsSection> {
+    let seen: AgentFigures = match seen {
+        Some(seen) => seen,
+        None => tx.figures(AGENT_FIGURES, now).await?,
+    };
+    let mut section = AgentsSection {
+        online: seen.agents_online,
+        offline: seen.agents_offline,
+        idle: seen.agents_idle,
+        draining: seen.agents_draining,
+        error: seen.agents_error,
+        slots: seen.agents_slots,
+        free_slots: seen.agents_free_slots,
+        ..AgentsSection::default()
+    };
+    if seen.agents_flapping > 0 {
+        section.flapping = tx
+            .query(
+                "SELECT id, drops, drain FROM agents WHERE drops >= 3 AND drops_since >= $1
+                 ORDER BY drops DESC, id LIMIT $2",
+            )
+            .bind(now.before(DROPS_COUNT))
+            .bind(SHOWN)
+            .all()
+            .await?;
     }
-    if section.online + section.offline == 0 {
-        return Ok(section);
+    if seen.agents_drained > 0 {
+        section.drained = drained(tx, now).await?;
     }
-    section.flapping = tx
-        .query(
-            "SELECT id, drops, drain FROM agents WHERE drops >= $1 AND drops_since >= $2
-             ORDER BY drops DESC, id LIMIT $3",
-        )
-        .bind(DROPS)
-        .bind(now.before(DROPS_COUNT))
-        .bind(SHOWN)
-        .all()
-        .await?;
+    Ok(section)
+}
+
+async fn drained(tx: &mut Tx, now: Timestamp) -> Result<Vec<DrainedAgent>> {
     let drained: Vec<(String, bool, Timestamp)> = tx
         .query(
             "SELECT id, instance IS NOT NULL, coalesce(drops_since, updated_at) AS since FROM agents
@@ -139,44 +157,54 @@ pub async fn observe_agents(tx: &mut Tx, now: Timestamp) -> Result<AgentsSection
         .bind(SHOWN)
         .all()
         .await?;
-    section.drained = drained
-        .into_iter()
-        .map(|(id, online, since)| DrainedAgent { id, online, calm_minutes: (now.since(since).as_secs() / 60) as i64 })
-        .collect();
-    Ok(section)
+    let view =
+        |(id, online, since)| DrainedAgent { id, online, calm_minutes: (now.since(since).as_secs() / 60) as i64 };
+    Ok(drained.into_iter().map(view).collect())
 }
 
-/// Reads `streams`: the living are counted by their index, and lists are read only where there is something to show.
-pub async fn observe_streams(tx: &mut Tx, now: Timestamp) -> Result<StreamsSection> {
-    let counts: Vec<(String, i64, Option<Timestamp>)> = tx
-        .query(
-            "SELECT status, COUNT(*), MIN(created_at) FROM stream_jobs WHERE ended_at IS NULL GROUP BY status
-             UNION ALL
-             SELECT 'FAILED', COUNT(*), NULL FROM (SELECT 1 AS one FROM stream_jobs
-                 WHERE status = 'FAILED' AND ended_at BETWEEN $1 AND $2 LIMIT $3) AS failed",
-        )
-        .bind(now.before(Duration::from_secs(3600)))
-        .bind(now)
-        .bind(COUNTED)
-        .all()
-        .await?;
-    let mut section = StreamsSection::default();
-    let mut oldest: Option<Timestamp> = None;
-    for (status, count, since) in counts {
-        match status.as_str() {
-            "CREATED" | "PENDING" => {
-                section.waiting += count;
-                oldest = oldest.into_iter().chain(since).min();
-            }
-            "ASSIGNED" | "ACCEPTED" | "STARTING" => section.starting += count,
-            "RUNNING" => section.running = count,
-            "STOPPING" => section.stopping = count,
-            "UNKNOWN" => section.unknown = count,
-            "FAILED" => section.failed_1h = count,
-            _ => {}
-        }
-    }
-    section.oldest_waiting_minutes = oldest.map_or(0, |oldest| (now.since(oldest).as_secs() / 60) as i64);
+/// What is read of streams by one statement, with the figures of others.
+#[derive(Clone, Copy, sqlx::FromRow)]
+pub struct StreamFigures {
+    pub streams_waiting: i64,
+    pub streams_starting: i64,
+    pub streams_running: i64,
+    pub streams_stopping: i64,
+    pub streams_unknown: i64,
+    pub streams_failed_1h: i64,
+    pub streams_oldest_waiting: Option<Timestamp>,
+}
+
+/// The row of [`StreamFigures`]: the living are counted by their index.
+pub const STREAM_FIGURES: Sql = sql!(
+    "SELECT living.*,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM stream_jobs WHERE status = 'FAILED' AND ended_at BETWEEN $4 AND $1
+              LIMIT 1000) AS failed) AS streams_failed_1h
+     FROM (SELECT COUNT(*) FILTER (WHERE status IN ('CREATED', 'PENDING')) AS streams_waiting,
+             MIN(created_at) FILTER (WHERE status IN ('CREATED', 'PENDING')) AS streams_oldest_waiting,
+             COUNT(*) FILTER (WHERE status IN ('ASSIGNED', 'ACCEPTED', 'STARTING')) AS streams_starting,
+             COUNT(*) FILTER (WHERE status = 'RUNNING') AS streams_running,
+             COUNT(*) FILTER (WHERE status = 'STOPPING') AS streams_stopping,
+             COUNT(*) FILTER (WHERE status = 'UNKNOWN') AS streams_unknown
+         FROM stream_jobs WHERE ended_at IS NULL) AS living"
+);
+
+/// Reads `streams`: its figures where they are not `seen` yet, and lists only where there is something to show.
+pub async fn observe_streams(tx: &mut Tx, now: Timestamp, seen: Option<StreamFigures>) -> Result<StreamsSection> {
+    let seen: StreamFigures = match seen {
+        Some(seen) => seen,
+        None => tx.figures(STREAM_FIGURES, now).await?,
+    };
+    let oldest = seen.streams_oldest_waiting;
+    let mut section = StreamsSection {
+        waiting: seen.streams_waiting,
+        starting: seen.streams_starting,
+        running: seen.streams_running,
+        stopping: seen.streams_stopping,
+        unknown: seen.streams_unknown,
+        failed_1h: seen.streams_failed_1h,
+        oldest_waiting_minutes: oldest.map_or(0, |oldest| (now.since(oldest).as_secs() / 60) as i64),
+        still: Vec::new(),
+    };
     if section.running == 0 {
         return Ok(section);
     }

@@ -64,7 +64,7 @@ pub use engine::Engine;
 pub use graph::Graph;
 pub use message::{CHANNEL, EngineStatus, Health, Outbound};
 pub use model::{IllegalTransition, Run, RunEvent, RunStatus, StepEvent, StepRow, StepStatus};
-pub use observe::{EnginesSection, FailedRun, FailingTrigger, PipelinesSection, observe};
+pub use observe::{EnginesSection, FIGURES, FailedRun, FailingTrigger, Figures, PipelinesSection, observe};
 pub use plan::{Plan, PlannedStep};
 pub use routes::{open_routes, routes};
 pub use run::End;

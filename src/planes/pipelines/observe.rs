@@ -6,13 +6,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{EngineStatus, Pipelines};
-use crate::db::{Result, Timestamp, Tx};
+use crate::db::{Result, Sql, Timestamp, Tx};
+use crate::sql;
 
 /// Failed runs that the section shows, newest first.
 const SHOWN: i64 = 20;
 
-/// Runs of each kind are counted up to here, so that a look costs the same however many there are.
-const COUNTED: i64 = 1_000;
 /// The newest runs among which those of triggers are judged.
 const JUDGED: i64 = 1_000;
 
@@ -68,35 +67,52 @@ pub struct EnginesSection {
     pub stopped: i64,
 }
 
-/// Reads the section: one statement while nothing fails. The cost does not grow with runs, over or not.
-pub async fn observe(tx: &mut Tx, now: Timestamp) -> Result<PipelinesSection> {
+/// What is read by one statement, with the figures of others.
+#[derive(Clone, Copy, sqlx::FromRow)]
+pub struct Figures {
+    pub runs_pending: i64,
+    pub runs_running: i64,
+    pub runs_waiting: i64,
+    pub runs_paused: i64,
+    pub runs_failed_1h: i64,
+    pub runs_oldest_pending: Option<Timestamp>,
+}
+
+/// The row of [`Figures`]. Runs of each kind are counted up to 1,000, so that a look costs the same however many there
+/// are.
+pub const FIGURES: Sql = sql!(
+    "SELECT (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'pending' LIMIT 1000) AS runs)
+             AS runs_pending,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'running' LIMIT 1000) AS runs)
+             AS runs_running,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'waiting' LIMIT 1000) AS runs)
+             AS runs_waiting,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'paused' LIMIT 1000) AS runs)
+             AS runs_paused,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'failed' AND finished_at BETWEEN $4 AND $1
+                                LIMIT 1000) AS runs) AS runs_failed_1h,
+         (SELECT created_at FROM pipeline_runs WHERE status = 'pending' ORDER BY id LIMIT 1) AS runs_oldest_pending"
+);
+
+/// Reads the section: its figures where they are not `seen` yet, and lists only where something failed. The cost does
+/// not grow with runs, over or not.
+pub async fn observe(tx: &mut Tx, now: Timestamp, seen: Option<Figures>) -> Result<PipelinesSection> {
     let hour_ago = now.before(Duration::from_secs(3600));
-    let (pending, running, waiting, paused, failed_1h, oldest): (i64, i64, i64, i64, i64, Option<Timestamp>) = tx
-        .query(
-            "SELECT (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'pending' LIMIT $2) AS runs),
-                 (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'running' LIMIT $2) AS runs),
-                 (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'waiting' LIMIT $2) AS runs),
-                 (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'paused' LIMIT $2) AS runs),
-                 (SELECT COUNT(*) FROM (SELECT 1 AS one FROM pipeline_runs WHERE status = 'failed' AND finished_at BETWEEN $1 AND $3
-                                        LIMIT $2) AS runs),
-                 (SELECT created_at FROM pipeline_runs WHERE status = 'pending' ORDER BY id LIMIT 1)",
-        )
-        .bind(hour_ago)
-        .bind(COUNTED)
-        .bind(now)
-        .one()
-        .await?;
+    let seen = match seen {
+        Some(seen) => seen,
+        None => tx.figures(FIGURES, now).await?,
+    };
     let minutes = |since: Timestamp| (now.since(since).as_secs() / 60) as i64;
     let mut section = PipelinesSection {
-        pending,
-        running,
-        waiting,
-        paused,
-        failed_1h,
-        oldest_pending_minutes: oldest.map_or(0, minutes),
+        pending: seen.runs_pending,
+        running: seen.runs_running,
+        waiting: seen.runs_waiting,
+        paused: seen.runs_paused,
+        failed_1h: seen.runs_failed_1h,
+        oldest_pending_minutes: seen.runs_oldest_pending.map_or(0, minutes),
         ..PipelinesSection::default()
     };
-    if failed_1h == 0 {
+    if seen.runs_failed_1h == 0 {
         return Ok(section);
     }
     section.failed = tx

@@ -382,7 +382,7 @@ async fn the_loop_sees_failed_runs_and_has_them_tried_again_within_a_bound() {
     assert_eq!(end.status, RunStatus::Failed);
     let mut tx = plane.db.begin().await.expect("a transaction");
     let now = tx.now().await.expect("a time");
-    let seen = super::observe(&mut tx, now).await.expect("the section");
+    let seen = super::observe(&mut tx, now, None).await.expect("the section");
     assert_eq!((seen.failed_1h, seen.running, seen.failed[0].id), (1, 0, run));
     assert_eq!(plane.observe_engines().total, 4);
     for retries in 0..4 {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Publishing;
-use crate::db::{Json, Result, Timestamp, Tx};
+use crate::db::{AGO, Json, Result, Sql, Timestamp, Tx};
 use crate::sql;
 
 /// Rows of each list in a section; the most important come first and the true count stands beside the list.
@@ -157,66 +157,74 @@ const LOW_SCORE_LOOK: i64 = 200;
 /// Active campaigns that are looked at for ones that are not over: other programs may leave them active for ever.
 const CAMPAIGNS_LOOK: i64 = 200;
 
-/// A pending publication is stuck after this many minutes.
-const STUCK_MINUTES: u64 = 60;
+/// A pending publication is stuck after an hour.
+const STUCK_AFTER: Duration = AGO[2];
 
 /// A clip above this has a high score (seed heuristic: "visual_score > 80"); the tally has the same number.
 const HIGH_SCORE: f64 = 80.0;
 
-#[derive(sqlx::FromRow)]
-struct Counts {
-    recent_failures_1h: i64,
-    retryable: i64,
-    stuck: i64,
-    overdue: i64,
-    oldest_pending: Option<Timestamp>,
+/// What is read of publications by one statement, with the figures of others.
+#[derive(Clone, Copy, sqlx::FromRow)]
+pub struct LogFigures {
+    pub logs_pending: i64,
+    pub logs_scheduled: i64,
+    pub logs_publishing: i64,
+    pub logs_unknown: i64,
+    pub logs_retry: i64,
+    pub logs_failed: i64,
+    pub logs_published: i64,
+    pub logs_failed_1h: i64,
+    pub logs_retryable: i64,
+    pub logs_stuck: i64,
+    pub logs_overdue: i64,
+    pub logs_oldest_pending: Option<Timestamp>,
 }
 
-/// Reads the section `publish_logs`; the cost does not grow with what is out.
-pub async fn observe_publish_logs(tx: &mut Tx, now: Timestamp) -> Result<PublishLogsSection> {
-    let tallies: Vec<(String, i64)> = tx
-        .query("SELECT key, CAST(SUM(n) AS BIGINT) FROM tallies WHERE name = 'publish_logs' GROUP BY key")
-        .all()
-        .await?;
-    let tally = |status: &str| tallies.iter().find(|(key, _)| key == status).map_or(0, |(_, n)| *n);
-    let stuck_since = now.before(Duration::from_secs(STUCK_MINUTES * 60));
-    let counts: Counts = tx
-        .query(
-            "SELECT
-                 (SELECT COUNT(*) FROM (SELECT 1 FROM publish_logs WHERE status = 'failed'
-                      AND coalesce(failed_at, updated_at) > $1 AND coalesce(failed_at, updated_at) <= $3
-                      LIMIT 1000) AS a) AS recent_failures_1h,
-                 (SELECT COUNT(*) FROM (SELECT 1 FROM publish_logs WHERE status = 'failed'
-                      AND retry_count < max_retries LIMIT 1000) AS b) AS retryable,
-                 (SELECT COUNT(*) FROM (SELECT 1 FROM publish_logs WHERE status = 'pending'
-                      AND coalesce(pending_at, created_at) < $2 LIMIT 1000) AS c) AS stuck,
-                 (SELECT COUNT(*) FROM (SELECT 1 FROM publish_logs WHERE status IN ('scheduled', 'retry')
-                      AND scheduled_at < $3 LIMIT 1000) AS d) AS overdue,
-                 (SELECT MIN(coalesce(pending_at, created_at)) FROM publish_logs WHERE status = 'pending')
-                     AS oldest_pending",
-        )
-        .bind(now.before(Duration::from_secs(3600)))
-        .bind(stuck_since)
-        .bind(now)
-        .one()
-        .await?;
-    let retryable = if counts.retryable == 0 { Vec::new() } else { retryable(tx).await? };
-    let stuck = if counts.stuck == 0 { Vec::new() } else { stuck(tx, now, stuck_since).await? };
+/// The row of [`LogFigures`]; the cost does not grow with what is out.
+pub const LOG_FIGURES: Sql = sql!(
+    "SELECT counted.*,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM publish_logs WHERE status = 'failed'
+              AND coalesce(failed_at, updated_at) > $4 AND coalesce(failed_at, updated_at) <= $1
+              LIMIT 1000) AS a) AS logs_failed_1h,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM publish_logs WHERE status = 'failed'
+              AND retry_count < max_retries LIMIT 1000) AS b) AS logs_retryable,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM publish_logs WHERE status = 'pending'
+              AND coalesce(pending_at, created_at) < $4 LIMIT 1000) AS c) AS logs_stuck,
+         (SELECT COUNT(*) FROM (SELECT 1 AS one FROM publish_logs WHERE status IN ('scheduled', 'retry')
+              AND scheduled_at < $1 LIMIT 1000) AS d) AS logs_overdue,
+         (SELECT MIN(coalesce(pending_at, created_at)) FROM publish_logs WHERE status = 'pending') AS logs_oldest_pending
+     FROM (SELECT CAST(coalesce(SUM(n) FILTER (WHERE key = 'pending'), 0) AS BIGINT) AS logs_pending,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'scheduled'), 0) AS BIGINT) AS logs_scheduled,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'publishing'), 0) AS BIGINT) AS logs_publishing,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'unknown'), 0) AS BIGINT) AS logs_unknown,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'retry'), 0) AS BIGINT) AS logs_retry,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'failed'), 0) AS BIGINT) AS logs_failed,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'published'), 0) AS BIGINT) AS logs_published
+         FROM tallies WHERE name = 'publish_logs') AS counted"
+);
+
+/// Reads the section `publish_logs`: its figures where they are not `seen` yet, and lists only where there is something
+/// to show.
+pub async fn observe_publish_logs(tx: &mut Tx, now: Timestamp, seen: Option<LogFigures>) -> Result<PublishLogsSection> {
+    let seen: LogFigures = match seen {
+        Some(seen) => seen,
+        None => tx.figures(LOG_FIGURES, now).await?,
+    };
     Ok(PublishLogsSection {
-        pending: tally("pending"),
-        scheduled: tally("scheduled"),
-        publishing: tally("publishing"),
-        unknown: tally("unknown"),
-        retry: tally("retry"),
-        failed: tally("failed"),
-        published: tally("published"),
-        recent_failures_1h: counts.recent_failures_1h,
-        oldest_pending_minutes: counts.oldest_pending.map_or(0, |oldest| minutes(now.since(oldest))),
-        retryable,
-        retryable_count: counts.retryable,
-        stuck,
-        stuck_count: counts.stuck,
-        overdue: counts.overdue,
+        pending: seen.logs_pending,
+        scheduled: seen.logs_scheduled,
+        publishing: seen.logs_publishing,
+        unknown: seen.logs_unknown,
+        retry: seen.logs_retry,
+        failed: seen.logs_failed,
+        published: seen.logs_published,
+        recent_failures_1h: seen.logs_failed_1h,
+        oldest_pending_minutes: seen.logs_oldest_pending.map_or(0, |oldest| minutes(now.since(oldest))),
+        retryable: if seen.logs_retryable == 0 { Vec::new() } else { retryable(tx).await? },
+        retryable_count: seen.logs_retryable,
+        stuck: if seen.logs_stuck == 0 { Vec::new() } else { stuck(tx, now).await? },
+        stuck_count: seen.logs_stuck,
+        overdue: seen.logs_overdue,
     })
 }
 
@@ -240,14 +248,14 @@ async fn retryable(tx: &mut Tx) -> Result<Vec<RetryableLog>> {
     .await
 }
 
-async fn stuck(tx: &mut Tx, now: Timestamp, since: Timestamp) -> Result<Vec<StuckLog>> {
+async fn stuck(tx: &mut Tx, now: Timestamp) -> Result<Vec<StuckLog>> {
     let rows: Vec<(i64, i64, String, Timestamp)> = tx
         .query(
             "SELECT id, clip_id, platform, coalesce(pending_at, created_at) FROM publish_logs
              WHERE status = 'pending' AND coalesce(pending_at, created_at) < $1
              ORDER BY coalesce(pending_at, created_at), id LIMIT $2",
         )
-        .bind(since)
+        .bind(now.before(STUCK_AFTER))
         .bind(LIST_LIMIT)
         .all()
         .await?;
@@ -260,16 +268,26 @@ async fn stuck(tx: &mut Tx, now: Timestamp, since: Timestamp) -> Result<Vec<Stuc
     Ok(stuck.collect())
 }
 
-/// Reads the section `campaigns`.
-pub async fn observe_campaigns(tx: &mut Tx) -> Result<CampaignsSection> {
-    let now = tx.now().await?;
-    let (active, budget): (i64, f64) = tx
-        .query(
-            "SELECT CAST(coalesce(SUM(n), 0) AS BIGINT), CAST(coalesce(SUM(total), 0) AS DOUBLE PRECISION)
-             FROM tallies WHERE name = 'campaigns' AND key = 'active'",
-        )
-        .one()
-        .await?;
+/// What is read of campaigns by one statement, with the figures of others.
+#[derive(Clone, Copy, sqlx::FromRow)]
+pub struct CampaignFigures {
+    pub campaigns_active: i64,
+    pub campaigns_budget: f64,
+}
+
+/// The row of [`CampaignFigures`].
+pub const CAMPAIGN_FIGURES: Sql = sql!(
+    "SELECT CAST(coalesce(SUM(n), 0) AS BIGINT) AS campaigns_active,
+         CAST(coalesce(SUM(total), 0) AS DOUBLE PRECISION) AS campaigns_budget
+     FROM tallies WHERE name = 'campaigns' AND key = 'active'"
+);
+
+/// Reads the section `campaigns`: its figures where they are not `seen` yet, and the list where there is one.
+pub async fn observe_campaigns(tx: &mut Tx, now: Timestamp, seen: Option<CampaignFigures>) -> Result<CampaignsSection> {
+    let CampaignFigures { campaigns_active: active, campaigns_budget: budget } = match seen {
+        Some(seen) => seen,
+        None => tx.figures(CAMPAIGN_FIGURES, now).await?,
+    };
     let top = if active == 0 {
         Vec::new()
     } else {
@@ -293,86 +311,102 @@ pub async fn observe_campaigns(tx: &mut Tx) -> Result<CampaignsSection> {
     Ok(CampaignsSection { active, budget_total_cents: budget as i64, top })
 }
 
-#[derive(Clone, sqlx::FromRow)]
+/// What is read of clips by one statement, with the figures of others.
+#[derive(Clone, Copy, sqlx::FromRow)]
+pub struct ClipFigures {
+    pub clips_recent: i64,
+    pub clips_recent_score: f64,
+    pub clips_high: i64,
+    /// 1 where any clip is ready, or scheduled with a low score.
+    pub clips_shown: i64,
+}
+
+/// The row of [`ClipFigures`]. The key of recent clips is ten minutes of RFC 3339 text: `2026-11-20T18:3`.
+pub const CLIP_FIGURES: Sql = sql!(
+    "SELECT recent.*,
+         (SELECT CAST(coalesce(SUM(n), 0) AS BIGINT) FROM tallies WHERE name = 'clips.ready_high' AND key = '')
+             AS clips_high,
+         CASE WHEN EXISTS (SELECT 1 FROM clips WHERE status = 'ready')
+                OR EXISTS (SELECT 1 FROM clips WHERE status = 'scheduled' AND visual_score < 40) THEN 1 ELSE 0 END
+             AS clips_shown
+     FROM (SELECT CAST(coalesce(SUM(n), 0) AS BIGINT) AS clips_recent,
+             CAST(coalesce(SUM(total), 0) AS DOUBLE PRECISION) AS clips_recent_score
+         FROM tallies WHERE name = 'clips.recent' AND key >= "
+    { sqlite: "substr($5, 1, 15)", postgres: "showrunner_ten_minutes($5)" } ") AS recent"
+);
+
+/// A clip that is shown.
+#[derive(sqlx::FromRow)]
 struct ClipRow {
+    low: bool,
     id: i64,
     title: String,
     visual_score: f64,
     campaign_id: Option<i64>,
+    /// The platforms on which it has a publication that is not cancelled.
+    used_platforms: Json<Vec<String>>,
 }
 
-/// Reads the section `clips`.
-pub async fn observe_clips(tx: &mut Tx, publishing: &Publishing, now: Timestamp) -> Result<ClipsSection> {
-    let max_postponements = publishing.config().max_postponements;
-    // The tally's key is ten minutes of RFC 3339 text: `2026-11-20T18:3`.
-    let since = now.before(Duration::from_secs(86_400)).to_string()[..15].to_owned();
-    let tallies: Vec<(String, i64, f64)> = tx
-        .query(
-            "SELECT name, CAST(SUM(n) AS BIGINT), CAST(SUM(total) AS DOUBLE PRECISION) FROM tallies
-             WHERE (name = 'clips.recent' AND key >= $1) OR (name = 'clips.ready_high' AND key = '') GROUP BY name",
-        )
-        .bind(since)
-        .all()
-        .await?;
-    let tally =
-        |name: &str| tallies.iter().find(|(key, _, _)| key == name).map_or((0, 0.0), |(_, n, total)| (*n, *total));
-    let ready: Vec<ClipRow> = tx
-        .query(
-            "SELECT id, title, visual_score, campaign_id FROM clips WHERE status = 'ready'
-             ORDER BY visual_score DESC, id LIMIT $1",
-        )
-        .bind(LIST_LIMIT)
-        .all()
-        .await?;
-    let low: Vec<ClipRow> = tx
-        .query(
-            "SELECT id, title, visual_score, campaign_id FROM
-                 (SELECT id, title, visual_score, campaign_id FROM clips WHERE status = 'scheduled' AND visual_score < 40
-                  ORDER BY visual_score, id LIMIT $1) AS lowest
-             WHERE EXISTS (SELECT 1 FROM publish_logs WHERE clip_id = lowest.id AND publish_logs.status = 'scheduled'
-                           AND postponed_count < $2)
-             ORDER BY visual_score, id LIMIT $3",
-        )
-        .bind(LOW_SCORE_LOOK)
-        .bind(i64::from(max_postponements))
-        .bind(LIST_LIMIT)
-        .all()
-        .await?;
-    let used = used_platforms(tx, ready.iter().chain(&low).map(|clip| clip.id).collect()).await?;
-    let view = |clip: ClipRow| ClipView {
+/// Reads the section `clips`: its figures where they are not `seen` yet, and the lists where there is one.
+pub async fn observe_clips(
+    tx: &mut Tx,
+    publishing: &Publishing,
+    now: Timestamp,
+    seen: Option<ClipFigures>,
+) -> Result<ClipsSection> {
+    let seen: ClipFigures = match seen {
+        Some(seen) => seen,
+        None => tx.figures(CLIP_FIGURES, now).await?,
+    };
+    let rows = if seen.clips_shown == 0 { Vec::new() } else { shown(tx, publishing).await? };
+    let view = |row: ClipRow| ClipView {
+        id: row.id,
+        title: row.title,
+        visual_score: row.visual_score,
+        campaign_id: row.campaign_id,
         unused_platforms: publishing
             .schedule()
             .names()
-            .filter(|platform| !used.iter().any(|(id, used)| *id == clip.id && used == platform))
+            .filter(|platform| !row.used_platforms.0.iter().any(|used| used == platform))
             .map(str::to_owned)
             .collect(),
-        id: clip.id,
-        title: clip.title,
-        visual_score: clip.visual_score,
-        campaign_id: clip.campaign_id,
     };
-    let (recent_24h, total) = tally("clips.recent");
+    let (low, ready): (Vec<ClipRow>, Vec<ClipRow>) = rows.into_iter().partition(|row| row.low);
+    let ready: Vec<ClipView> = ready.into_iter().map(view).collect();
     Ok(ClipsSection {
-        recent_24h,
-        avg_visual_score: (recent_24h > 0).then(|| total / recent_24h as f64),
-        high_score_count: tally("clips.ready_high").0,
-        best_ready: ready.first().cloned().map(view),
-        high_score: ready.into_iter().filter(|clip| clip.visual_score > HIGH_SCORE).map(view).collect(),
+        recent_24h: seen.clips_recent,
+        avg_visual_score: (seen.clips_recent > 0).then(|| seen.clips_recent_score / seen.clips_recent as f64),
+        high_score_count: seen.clips_high,
+        best_ready: ready.first().cloned(),
+        high_score: ready.into_iter().filter(|clip| clip.visual_score > HIGH_SCORE).collect(),
         low_score: low.into_iter().map(view).collect(),
     })
 }
 
-/// Which of these clips has a publication, not cancelled, on which platform.
-async fn used_platforms(tx: &mut Tx, clip_ids: Vec<i64>) -> Result<Vec<(i64, String)>> {
-    if clip_ids.is_empty() {
-        return Ok(Vec::new());
-    }
+/// The best ready clips, and the worst of those that are scheduled and can be postponed.
+async fn shown(tx: &mut Tx, publishing: &Publishing) -> Result<Vec<ClipRow>> {
     tx.query(sql!(
-        "SELECT DISTINCT clip_id, platform FROM publish_logs WHERE status <> 'cancelled' AND clip_id "
-        { sqlite: "IN (SELECT value FROM json_each($1))",
-          postgres: "= ANY(ARRAY(SELECT CAST(value AS BIGINT) FROM jsonb_array_elements_text($1)))" }
+        "SELECT shown.*, "
+        { sqlite: "(SELECT json_group_array(DISTINCT platform) FROM publish_logs",
+          postgres: "(SELECT coalesce(jsonb_agg(DISTINCT platform), '[]') FROM publish_logs" }
+        "     WHERE clip_id = shown.id AND status <> 'cancelled') AS used_platforms
+         FROM (SELECT FALSE AS low, ready.* FROM
+                   (SELECT id, title, visual_score, campaign_id FROM clips WHERE status = 'ready'
+                    ORDER BY visual_score DESC, id LIMIT $1) AS ready
+               UNION ALL
+               SELECT TRUE AS low, lowest.* FROM
+                   (SELECT id, title, visual_score, campaign_id FROM
+                        (SELECT id, title, visual_score, campaign_id FROM clips
+                         WHERE status = 'scheduled' AND visual_score < 40
+                         ORDER BY visual_score, id LIMIT $2) AS candidates
+                    WHERE EXISTS (SELECT 1 FROM publish_logs WHERE clip_id = candidates.id
+                                  AND publish_logs.status = 'scheduled' AND postponed_count < $3)
+                    ORDER BY visual_score, id LIMIT $1) AS lowest) AS shown
+         ORDER BY low, CASE WHEN low THEN visual_score ELSE -visual_score END, shown.id"
     ))
-    .bind(Json(clip_ids))
+    .bind(LIST_LIMIT)
+    .bind(LOW_SCORE_LOOK)
+    .bind(i64::from(publishing.config().max_postponements))
     .all()
     .await
 }

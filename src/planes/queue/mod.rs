@@ -62,4 +62,5 @@ pub use store::registry::{
     WorkerSeen, forget_workers, held_by, holder_seen, note_outcomes, quarantine, register, service, services, set_task,
     task, task_history, tasks, worker_gone, worker_seen, workers,
 };
+pub use store::watch::{FIGURES, Figures};
 pub use worker::{Handler, Outcome, Worker, WorkerOptions};

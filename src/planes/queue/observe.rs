@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::store::watch::{self, Recent};
+use super::store::watch::{self, Figures, Recent};
 use crate::db::{Result, Timestamp, Tx};
 
 /// More pending jobs than this is a saturated queue (seed heuristic: ">50 pending jobs").
@@ -120,37 +120,36 @@ pub struct Observed {
     pub dead_letters: DeadLettersSection,
 }
 
-/// Reads the sections: two statements while all is well, and lists only where there is something to show. The cost does
-/// not grow with what is over.
-pub async fn observe(tx: &mut Tx, now: Timestamp) -> Result<Observed> {
-    let counts: Vec<(String, i64)> =
-        tx.query("SELECT key, CAST(SUM(n) AS BIGINT) FROM tallies WHERE name = 'jobs' GROUP BY key").all().await?;
-    let count = |status: &str| counts.iter().find(|(key, _)| key == status).map_or(0, |(_, n)| *n);
-    let totals = watch::totals(tx, now).await?;
-    let pending = count("pending");
-    let jobs = JobsSection {
-        pending,
-        processing: count("processing"),
-        retry: count("retry"),
-        failed: count("failed"),
-        completed: count("completed"),
-        waiting: count("waiting"),
-        oldest_pending_minutes: totals.oldest_pending.map_or(0, |oldest| minutes(now, oldest)),
-        queue_saturated: pending > SATURATED_ABOVE,
+/// Reads the sections: the figures where they are not `seen` yet, and lists only where there is something to show. The
+/// cost does not grow with what is over.
+pub async fn observe(tx: &mut Tx, now: Timestamp, seen: Option<Figures>) -> Result<Observed> {
+    let seen = match seen {
+        Some(seen) => seen,
+        None => tx.figures(watch::FIGURES, now).await?,
     };
-    let recent = if totals.failing > 0 { watch::recent(tx, now).await? } else { Vec::new() };
-    let paused = if totals.paused_queues > 0 { watch::paused(tx).await? } else { Vec::new() };
+    let jobs = JobsSection {
+        pending: seen.jobs_pending,
+        processing: seen.jobs_processing,
+        retry: seen.jobs_retry,
+        failed: seen.jobs_failed,
+        completed: seen.jobs_completed,
+        waiting: seen.jobs_waiting,
+        oldest_pending_minutes: seen.jobs_oldest_pending.map_or(0, |oldest| minutes(now, oldest)),
+        queue_saturated: seen.jobs_pending > SATURATED_ABOVE,
+    };
+    let recent = if seen.workers_failing > 0 { watch::recent(tx, now).await? } else { Vec::new() };
+    let paused = if seen.queues_paused > 0 { watch::paused(tx).await? } else { Vec::new() };
     let workers = WorkersSection {
-        total: totals.workers,
-        alive: totals.alive,
-        quarantined: totals.quarantined,
-        capacity: totals.capacity,
+        total: seen.workers,
+        alive: seen.workers_alive,
+        quarantined: seen.workers_quarantined,
+        capacity: seen.workers_capacity,
         failing: failing(&recent),
-        paused_queues: totals.paused_queues,
+        paused_queues: seen.queues_paused,
         queues: troubled(&recent, paused, now),
     };
-    let mut dead_letters = DeadLettersSection { open: totals.dead_letters, ..DeadLettersSection::default() };
-    if totals.dead_letters > 0 {
+    let mut dead_letters = DeadLettersSection { open: seen.dead_letters, ..DeadLettersSection::default() };
+    if seen.dead_letters > 0 {
         dead_letters.recent_1h = watch::letters_since(tx, now.before(Duration::from_secs(3600))).await?;
         let letters = watch::letters(tx, SHOWN as i64).await?;
         dead_letters.retryable = letters

@@ -8,9 +8,9 @@ async fn an_empty_platform_is_all_zeros() {
     in_each_world(settings(), async |world| {
         let mut tx = world.db.begin_read().await.expect("begin");
         let now = tx.now().await.expect("now");
-        assert_eq!(observe_publish_logs(&mut tx, now).await.expect("section"), Default::default());
-        assert_eq!(observe_campaigns(&mut tx).await.expect("section"), Default::default());
-        assert_eq!(observe_clips(&mut tx, &world.publishing, now).await.expect("section"), Default::default());
+        assert_eq!(observe_publish_logs(&mut tx, now, None).await.expect("section"), Default::default());
+        assert_eq!(observe_campaigns(&mut tx, now, None).await.expect("section"), Default::default());
+        assert_eq!(observe_clips(&mut tx, &world.publishing, now, None).await.expect("section"), Default::default());
     })
     .await;
 }
@@ -39,7 +39,7 @@ async fn publications_are_counted_and_listed() {
         world.log(clips[3], "youtube", "", "'unknown'").await;
         let mut tx = world.db.begin_read().await.expect("begin");
         let now = tx.now().await.expect("now");
-        let section = observe_publish_logs(&mut tx, now).await.expect("section");
+        let section = observe_publish_logs(&mut tx, now, None).await.expect("section");
         let counts = (section.pending, section.scheduled, section.retry, section.published, section.unknown);
         assert_eq!(counts, (2, 1, 1, 1, 1));
         assert_eq!((section.failed, section.overdue, section.oldest_pending_minutes), (4, 1, 61));
@@ -65,7 +65,7 @@ async fn what_was_superseded_hides_nothing_that_can_be_retried() {
         }
         let mut tx = world.db.begin_read().await.expect("begin");
         let now = tx.now().await.expect("now");
-        let section = observe_publish_logs(&mut tx, now).await.expect("section");
+        let section = observe_publish_logs(&mut tx, now, None).await.expect("section");
         let retryable: Vec<i64> = section.retryable.iter().map(|log| log.id).collect();
         assert_eq!(retryable, [failed], "behind a list's length of newer ones that are out by now");
     })
@@ -83,7 +83,8 @@ async fn campaigns_show_the_most_important_active_ones() {
             write(&world.db, format!("INSERT INTO clips (title, media_uri, visual_score, campaign_id) VALUES ('c', 'u', {score}, {large})")).await;
         }
         let mut tx = world.db.begin_read().await.expect("begin");
-        let section = observe_campaigns(&mut tx).await.expect("section");
+        let now = tx.now().await.expect("now");
+        let section = observe_campaigns(&mut tx, now, None).await.expect("section");
         assert_eq!((section.active, section.budget_total_cents), (3, 25_000));
         assert_eq!(section.top.iter().map(|campaign| campaign.id).collect::<Vec<_>>(), [first, large, small]);
         assert_eq!((section.top[1].ready_clips, section.top[0].best_clip_id), (3, None));
@@ -119,7 +120,7 @@ async fn clips_show_the_best_and_the_worst() {
         }
         let mut tx = world.db.begin_read().await.expect("begin");
         let now = tx.now().await.expect("now");
-        let section = observe_clips(&mut tx, &world.publishing, now).await.expect("section");
+        let section = observe_clips(&mut tx, &world.publishing, now, None).await.expect("section");
         drop(tx);
         assert_eq!((section.recent_24h, section.avg_visual_score), (5, Some(47.8)));
         assert_eq!(section.high_score_count, 2);

@@ -1,7 +1,8 @@
 //! What the loop reads of workers, queues and dead letters, and checks before it acts on them.
 
-use crate::db::{Result, Timestamp, Tx};
+use crate::db::{AGO, Result, Sql, Timestamp, Tx};
 use crate::planes::queue::store::registry::{GONE_AFTER, RECENT};
+use crate::sql;
 
 /// Workers that one look reads at most.
 const WORKERS: i64 = 1_000;
@@ -13,37 +14,51 @@ const LETTERS: i64 = 200;
 const COUNTED: i64 = 1_000;
 
 /// The whole work at one look. Only small tables, tallies and the end of an index: the cost does not grow with history.
-#[derive(sqlx::FromRow)]
-pub(in crate::planes::queue) struct Totals {
-    pub oldest_pending: Option<Timestamp>,
+#[derive(Clone, Copy, sqlx::FromRow)]
+pub struct Figures {
+    pub jobs_pending: i64,
+    pub jobs_processing: i64,
+    pub jobs_retry: i64,
+    pub jobs_failed: i64,
+    pub jobs_completed: i64,
+    pub jobs_waiting: i64,
+    pub jobs_oldest_pending: Option<Timestamp>,
     pub workers: i64,
-    pub alive: i64,
-    pub quarantined: i64,
-    pub capacity: i64,
+    pub workers_alive: i64,
+    pub workers_quarantined: i64,
+    pub workers_capacity: i64,
     /// Workers with a failed try in the running ten minutes.
-    pub failing: i64,
-    pub paused_queues: i64,
+    pub workers_failing: i64,
+    pub queues_paused: i64,
     pub dead_letters: i64,
 }
 
-pub(in crate::planes::queue) async fn totals(tx: &mut Tx, now: Timestamp) -> Result<Totals> {
-    tx.query(
-        "SELECT (SELECT MIN(coalesce(run_at, created_at)) FROM jobs WHERE status = 'pending') AS oldest_pending,
-             COUNT(*) AS workers,
-             CAST(coalesce(SUM(CASE WHEN last_seen_at >= $1 THEN 1 ELSE 0 END), 0) AS BIGINT) AS alive,
-             CAST(coalesce(SUM(CASE WHEN quarantined_until > $2 THEN 1 ELSE 0 END), 0) AS BIGINT) AS quarantined,
-             CAST(coalesce(SUM(CASE WHEN last_seen_at >= $1 THEN capacity ELSE 0 END), 0) AS BIGINT) AS capacity,
-             CAST(coalesce(SUM(CASE WHEN recent_failed > 0 AND recent_since >= $3 THEN 1 ELSE 0 END), 0) AS BIGINT) AS failing,
-             (SELECT COUNT(*) FROM queues WHERE paused) AS paused_queues,
-             (SELECT CAST(coalesce(SUM(n), 0) AS BIGINT) FROM tallies WHERE name = 'dlq' AND key = 'open') AS dead_letters
-         FROM workers",
-    )
-    .bind(now.before(GONE_AFTER))
-    .bind(now)
-    .bind(now.before(RECENT))
-    .one()
-    .await
-}
+/// The row of [`Figures`].
+pub const FIGURES: Sql = sql!(
+    "SELECT counted.*, heard.*,
+         (SELECT MIN(coalesce(run_at, created_at)) FROM jobs WHERE status = 'pending') AS jobs_oldest_pending,
+         (SELECT COUNT(*) FROM queues WHERE paused) AS queues_paused,
+         (SELECT CAST(coalesce(SUM(n), 0) AS BIGINT) FROM tallies WHERE name = 'dlq' AND key = 'open') AS dead_letters
+     FROM (SELECT CAST(coalesce(SUM(n) FILTER (WHERE key = 'pending'), 0) AS BIGINT) AS jobs_pending,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'processing'), 0) AS BIGINT) AS jobs_processing,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'retry'), 0) AS BIGINT) AS jobs_retry,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'failed'), 0) AS BIGINT) AS jobs_failed,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'completed'), 0) AS BIGINT) AS jobs_completed,
+             CAST(coalesce(SUM(n) FILTER (WHERE key = 'waiting'), 0) AS BIGINT) AS jobs_waiting
+         FROM tallies WHERE name = 'jobs') AS counted
+     CROSS JOIN (SELECT COUNT(*) AS workers,
+             CAST(coalesce(SUM(CASE WHEN last_seen_at >= $2 THEN 1 ELSE 0 END), 0) AS BIGINT) AS workers_alive,
+             CAST(coalesce(SUM(CASE WHEN quarantined_until > $1 THEN 1 ELSE 0 END), 0) AS BIGINT)
+                 AS workers_quarantined,
+             CAST(coalesce(SUM(CASE WHEN last_seen_at >= $2 THEN capacity ELSE 0 END), 0) AS BIGINT)
+                 AS workers_capacity,
+             CAST(coalesce(SUM(CASE WHEN recent_failed > 0 AND recent_since >= $3 THEN 1 ELSE 0 END), 0) AS BIGINT)
+                 AS workers_failing
+         FROM workers) AS heard"
+);
+
+/// The moments that the figures are given.
+const _: () = assert!(GONE_AFTER.as_secs() == AGO[0].as_secs() && RECENT.as_secs() == AGO[1].as_secs());
 
 /// How a worker's tries ended in the running ten minutes.
 #[derive(sqlx::FromRow)]
