@@ -46,6 +46,12 @@ const REPLACEMENTS: usize = 900;
 /// How long a writer waits for another process's lock before it says so.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long SQLite itself waits for it, each time.
+const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Rows of one answer that may wait to be taken; at its bound SQLite's thread and ours hand each row over singly.
+const ROWS_WAITING: usize = 1_024;
+
 impl Db {
     /// Opens the database; on SQLite the file and its folder are made if they are missing. Does not migrate.
     /// `clock` stands for the database's clock on SQLite, which runs in this process.
@@ -78,7 +84,8 @@ async fn open_sqlite(options: &Options) -> Result<Pools> {
             Durability::Full => SqliteSynchronous::Full,
         })
         .foreign_keys(true)
-        .busy_timeout(Duration::from_secs(5))
+        .busy_timeout(BUSY_PATIENCE)
+        .row_buffer_size(ROWS_WAITING)
         .optimize_on_close(true, None)
         .pragma("cache_size", "-8192") // 8 MiB: what one transaction changes stays in it
         .pragma("temp_store", "memory");
@@ -158,6 +165,19 @@ async fn connect_patiently(pool: SqlitePoolOptions, connect: &SqliteConnectOptio
     pool.connect_with(connect.clone()).await
 }
 
+/// How often a lock is waited for; each time waits out the connection's busy time-out.
+pub(super) const LOCK_TRIES: u64 = LOCK_PATIENCE.as_secs() / BUSY_PATIENCE.as_secs();
+
+/// Whether another process holds SQLite's lock: nothing has happened, and it can be waited for again.
+pub(super) fn is_held(cause: &sqlx::Error, health: &Health) -> bool {
+    let held = matches!(cause, sqlx::Error::Database(cause) if is_locked(cause.code().as_deref()));
+    if held {
+        tracing::warn!("another process holds the database's write lock; waiting for it");
+        health.fails(true, "another process holds the database's write lock");
+    }
+    held
+}
+
 /// SQLITE_BUSY, and SQLITE_BUSY_SNAPSHOT.
 fn is_locked(code: Option<&str>) -> bool {
     matches!(code, Some("5" | "517"))
@@ -169,6 +189,7 @@ async fn open_postgres(options: &Options, health: &Health) -> Result<PgPool> {
         .application_name("showrunner")
         .options([
             ("plan_cache_mode", "force_custom_plan"), // a sticky generic plan ignores the partial indexes
+            ("jit", "off"),                           // a plan that is made for one run is not worth compiling
             ("statement_timeout", "30s"),
             ("lock_timeout", "10s"),
             // A paused instance lets go of its locks soon; no transaction of ours waits for anything but the database.
@@ -269,17 +290,13 @@ fn cannot_open(url: &str, cause: sqlx::Error) -> Error {
 
 /// Takes SQLite's write lock, waiting while another process holds it.
 pub(super) async fn begin_immediate(write: &SqlitePool, health: &Health) -> Result<Transaction<'static, Sqlite>> {
-    let attempts = LOCK_PATIENCE.as_secs() / 5; // each waits out the connection's busy time-out
-    for _ in 1..attempts {
+    for _ in 1..LOCK_TRIES {
         match write.begin_with("BEGIN IMMEDIATE").await {
             // SQLite rolled a transaction back by itself (the disk was full), and the connection does not know.
             Err(sqlx::Error::InvalidSavePointStatement | sqlx::Error::BeginFailed) => {
                 write.acquire().await?.detach().close_hard().await?;
             }
-            Err(sqlx::Error::Database(cause)) if is_locked(cause.code().as_deref()) => {
-                tracing::warn!("another process holds the database's write lock; waiting for it");
-                health.fails(true, "another process holds the database's write lock");
-            }
+            Err(cause) if is_held(&cause, health) => {}
             other => return Ok(other?),
         }
     }

@@ -129,6 +129,12 @@ impl Db {
         }
     }
 
+    /// The database's own time, where it can be had without asking. A statement that is given none asks the server:
+    /// `coalesce($1, date_trunc('milliseconds', clock_timestamp()))`.
+    pub fn known_now(&self) -> Option<Timestamp> {
+        self.clock.as_ref().map(|clock| Timestamp::new(clock.now()))
+    }
+
     /// What the database fails at, if it does now: the last failure is recent, and nothing of the kind has succeeded
     /// since.
     pub fn trouble(&self) -> Option<Trouble> {
@@ -137,7 +143,7 @@ impl Db {
 
     /// One reading statement outside a transaction.
     pub fn query(&self, sql: impl Into<Sql>) -> Query<'_> {
-        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: false };
+        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: false, alone: false };
         match &self.pools {
             Pools::Sqlite { read, .. } => Query::on_sqlite_pool(sql.into(), read, watch),
             Pools::Postgres(pool) => Query::on_postgres_pool(sql.into(), pool, watch),
@@ -147,9 +153,12 @@ impl Db {
     /// One writing statement that is its own transaction: a single round trip, where several would be noticed.
     /// As with [`Tx::commit`], an error leaves open whether it happened.
     pub fn write(&self, sql: impl Into<Sql>) -> Query<'_> {
-        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: true };
+        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: true, alone: true };
         match &self.pools {
-            Pools::Sqlite { write, .. } => Query::on_sqlite_pool(sql.into(), write, watch),
+            Pools::Sqlite { write, file, .. } => {
+                let lost = file.as_ref().and_then(|file| file.check().err());
+                Query::on_sqlite_pool(sql.into(), write, watch).failing(lost)
+            }
             Pools::Postgres(pool) => Query::on_postgres_pool(sql.into(), pool, watch),
         }
     }
@@ -245,9 +254,16 @@ impl Tx {
         Ok(now)
     }
 
+    /// The same, where it can be had without asking; see [`Db::known_now`].
+    pub fn known_now(&mut self) -> Option<Timestamp> {
+        self.now = self.now.or_else(|| self.clock.as_ref().map(|clock| Timestamp::new(clock.now())));
+        self.now
+    }
+
     /// One statement inside the transaction.
     pub fn query(&mut self, sql: impl Into<Sql>) -> Query<'_> {
-        let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: self.writes };
+        let (faults, writes) = (self.faults.as_deref(), self.writes);
+        let watch = query::Watch { faults, health: &self.health, writes, alone: false };
         match &mut self.inner {
             TxInner::Sqlite(tx) => Query::on_sqlite(sql.into(), tx, watch),
             TxInner::Postgres(tx) => Query::on_postgres(sql.into(), tx, watch),

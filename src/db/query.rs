@@ -6,7 +6,7 @@ use sqlx::{Arguments, Encode, FromRow, Type};
 
 use super::faults::{Faults, Point};
 use super::health::Health;
-use super::{Error, Result, Sql};
+use super::{Error, Result, Sql, connect};
 
 /// A value that both databases take.
 pub trait Value: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + for<'q> Encode<'q, Postgres> + Type<Postgres> {}
@@ -29,7 +29,7 @@ pub struct Query<'e> {
     sql: Sql,
     target: Target<'e>,
     watch: Watch<'e>,
-    error: Option<sqlx::Error>,
+    error: Option<Error>,
 }
 
 /// Who makes a statement fail, and who is told that it failed.
@@ -38,49 +38,69 @@ pub(super) struct Watch<'e> {
     pub(super) health: &'e Health,
     /// Whether it belongs to a writing transaction.
     pub(super) writes: bool,
+    /// Whether it is a writing transaction by itself: its end is a commit.
+    pub(super) alone: bool,
 }
 
 impl Watch<'_> {
+    /// How often another process's lock is waited out: a statement of a transaction meets none.
+    fn tries(&self) -> u64 {
+        if self.alone { connect::LOCK_TRIES } else { 1 }
+    }
+
     /// Runs `work`, unless it is struck.
     async fn run<T>(&self, text: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         let struck = match self.faults {
             Some(faults) => faults.strike(Point::Statement(text)).await,
             None => Ok(()),
         };
-        let result = match struck {
+        let mut result = match struck {
             Ok(()) => work.await,
             Err(struck) => Err(struck),
         };
-        if result.is_ok() && !self.writes {
-            self.health.works(false);
+        if let (true, true, Some(faults)) = (self.alone, result.is_ok(), self.faults)
+            && let Err(struck) = faults.strike(Point::AfterCommit).await
+        {
+            result = Err(struck);
+        }
+        if result.is_ok() && (self.alone || !self.writes) {
+            self.health.works(self.writes);
         }
         self.health.noted(self.writes, result)
     }
 }
 
 macro_rules! run {
-    ($self:ident, $arguments:ident, $text:ident => $query:expr, $method:ident) => {{
+    ($self:ident, $arguments:ident, $text:ident => $query:expr, $method:ident, $done:ident => $made:expr) => {{
         if let Some(error) = $self.error {
-            return Err(Error::from(error));
+            return Err(error);
         }
         let watch = $self.watch;
         let work = async {
             match $self.target {
-                Target::SqlitePool(pool, $arguments) => {
+                Target::SqlitePool(pool, mut given) => {
                     let $text = $self.sql.sqlite;
-                    $query.$method(pool).await.map_err(Error::from)
+                    let mut tries = watch.tries();
+                    loop {
+                        tries -= 1;
+                        let $arguments = if tries > 0 { given.clone() } else { std::mem::take(&mut given) };
+                        match $query.$method(pool).await {
+                            Err(cause) if tries > 0 && connect::is_held(&cause, watch.health) => {}
+                            other => break other.map(|$done| $made).map_err(Error::from),
+                        }
+                    }
                 }
                 Target::Sqlite(connection, $arguments) => {
                     let $text = $self.sql.sqlite;
-                    $query.$method(connection).await.map_err(Error::from)
+                    $query.$method(connection).await.map(|$done| $made).map_err(Error::from)
                 }
                 Target::PostgresPool(pool, $arguments) => {
                     let $text = $self.sql.postgres;
-                    watch.health.patiently(watch.writes, $query.$method(pool)).await
+                    watch.health.patiently(watch.writes, $query.$method(pool)).await.map(|$done| $made)
                 }
                 Target::Postgres(connection, $arguments) => {
                     let $text = $self.sql.postgres;
-                    watch.health.patiently(watch.writes, $query.$method(connection)).await
+                    watch.health.patiently(watch.writes, $query.$method(connection)).await.map(|$done| $made)
                 }
             }
         };
@@ -105,6 +125,12 @@ impl<'e> Query<'e> {
         Self::new(sql, Target::Postgres(connection, PgArguments::default()), watch)
     }
 
+    /// The statement fails with `error` in place of being run.
+    pub(super) fn failing(mut self, error: Option<Error>) -> Self {
+        self.error = self.error.or(error);
+        self
+    }
+
     /// Binds the next argument.
     pub fn bind<T: Value>(mut self, value: T) -> Self {
         let bound = match &mut self.target {
@@ -112,50 +138,35 @@ impl<'e> Query<'e> {
             Target::PostgresPool(_, arguments) | Target::Postgres(_, arguments) => Arguments::add(arguments, value),
         };
         if let Err(error) = bound {
-            self.error.get_or_insert(sqlx::Error::Encode(error));
+            self.error.get_or_insert(sqlx::Error::Encode(error).into());
         }
         self
     }
 
     /// All rows.
     pub async fn all<T: Row>(self) -> Result<Vec<T>> {
-        run!(self, arguments, text => sqlx::query_as_with(text, arguments), fetch_all)
+        run!(self, arguments, text => sqlx::query_as_with(text, arguments), fetch_all, rows => rows)
     }
 
     /// Exactly one row.
     pub async fn one<T: Row>(self) -> Result<T> {
-        run!(self, arguments, text => sqlx::query_as_with(text, arguments), fetch_one)
+        if self.watch.alone {
+            return self.optional().await?.ok_or_else(|| sqlx::Error::RowNotFound.into());
+        }
+        run!(self, arguments, text => sqlx::query_as_with(text, arguments), fetch_one, rows => rows)
     }
 
     /// One row or none.
     pub async fn optional<T: Row>(self) -> Result<Option<T>> {
-        run!(self, arguments, text => sqlx::query_as_with(text, arguments), fetch_optional)
+        // SQLite commits at the end of the statement, which whoever takes only the first row does not wait for.
+        if self.watch.alone {
+            return Ok(self.all().await?.into_iter().next());
+        }
+        run!(self, arguments, text => sqlx::query_as_with(text, arguments), fetch_optional, rows => rows)
     }
 
     /// Runs the statement; returns how many rows it changed.
     pub async fn execute(self) -> Result<u64> {
-        if let Some(error) = self.error {
-            return Err(Error::from(error));
-        }
-        let (watch, sql) = (self.watch, self.sql);
-        let work = async {
-            Ok(match self.target {
-                Target::SqlitePool(pool, arguments) => {
-                    sqlx::query_with(sql.sqlite, arguments).execute(pool).await?.rows_affected()
-                }
-                Target::Sqlite(connection, arguments) => {
-                    sqlx::query_with(sql.sqlite, arguments).execute(connection).await?.rows_affected()
-                }
-                Target::PostgresPool(pool, arguments) => {
-                    let work = sqlx::query_with(sql.postgres, arguments).execute(pool);
-                    watch.health.patiently(watch.writes, work).await?.rows_affected()
-                }
-                Target::Postgres(connection, arguments) => {
-                    let work = sqlx::query_with(sql.postgres, arguments).execute(connection);
-                    watch.health.patiently(watch.writes, work).await?.rows_affected()
-                }
-            })
-        };
-        watch.run(sql.sqlite, work).await
+        run!(self, arguments, text => sqlx::query_with(text, arguments), execute, done => done.rows_affected())
     }
 }

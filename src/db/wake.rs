@@ -4,6 +4,7 @@
 //! between instances it is PostgreSQL's `NOTIFY`, sent after the commit by [`Db::wake`] and never by a trigger
 //! (it takes a lock on the whole server at commit).
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPoolOptions};
@@ -68,12 +69,42 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Waker {
     sender: broadcast::Sender<Topic>,
+    /// Topics whose hint is being sent to other instances, and whether another is to follow.
+    telling: Arc<Mutex<Vec<(Topic, bool)>>>,
 }
 
 impl Default for Waker {
     fn default() -> Self {
         // A listener that falls 64 hints behind looks anyway: nothing is lost but the hint.
-        Self { sender: broadcast::channel(64).0 }
+        Self { sender: broadcast::channel(64).0, telling: Arc::default() }
+    }
+}
+
+impl Waker {
+    /// Whether the caller is to tell the others; else somebody does already, and does it once more.
+    fn begins(&self, topic: Topic) -> bool {
+        let mut telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        match telling.iter_mut().find(|(told, _)| *told == topic) {
+            Some((_, again)) => {
+                *again = true;
+                false
+            }
+            None => {
+                telling.push((topic, false));
+                true
+            }
+        }
+    }
+
+    /// Whether it is to be told once more.
+    fn goes_on(&self, topic: Topic) -> bool {
+        let mut telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(place) = telling.iter().position(|(told, _)| *told == topic) else { return false };
+        if std::mem::take(&mut telling[place].1) {
+            return true;
+        }
+        telling.remove(place);
+        false
     }
 }
 
@@ -98,14 +129,25 @@ impl Listener {
 }
 
 impl Db {
-    /// Says that `topic` changed; call it after the commit.
+    /// Says that `topic` changed; call it after the commit. This process hears it at once; other instances are told
+    /// meanwhile, and however many hints come while one is on its way, one more follows.
     pub async fn wake(&self, topic: Topic) {
         let _ = self.waker.sender.send(topic);
-        if let Pools::Postgres(pool) = &self.pools {
+        if matches!(self.pools, Pools::Postgres(_)) && self.waker.begins(topic) {
+            tokio::spawn(self.clone().tell_others(topic));
+        }
+    }
+
+    async fn tell_others(self, topic: Topic) {
+        let Pools::Postgres(pool) = &self.pools else { return };
+        loop {
             let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(topic.name()).execute(pool);
             // No hint is worth a longer wait.
             if let Err(cause) = self.health.within(ANSWER_PATIENCE, false, sent).await {
                 tracing::debug!(%cause, "a wake-up was not sent; polling will see the change");
+            }
+            if !self.waker.goes_on(topic) {
+                return;
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
 
 use super::job::{Enqueued, NewJob};
-use super::store::enqueue::enqueue_many;
+use super::store::enqueue::{enqueue, enqueue_at_once};
 use crate::db::{Db, Error, Result, Topic};
 
 /// Jobs of one commit at most.
@@ -21,9 +21,12 @@ pub struct Enqueuer {
     state: Arc<Mutex<State>>,
 }
 
+/// Who waits for a job to be enqueued.
+type Answer = oneshot::Sender<Result<Enqueued>>;
+
 #[derive(Default)]
 struct State {
-    waiting: Vec<(NewJob, oneshot::Sender<Result<Enqueued>>)>,
+    waiting: Vec<(NewJob, Answer)>,
     /// A task is at work that will see to whoever waits.
     busy: bool,
 }
@@ -60,25 +63,41 @@ impl Enqueuer {
                 let count = state.waiting.len().min(TOGETHER);
                 state.waiting.drain(..count).collect()
             };
-            let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().unzip();
-            if let Ok(enqueued) = self.commit(&jobs).await {
-                for (answer, enqueued) in answers.into_iter().zip(enqueued) {
-                    let _ = answer.send(Ok(enqueued));
-                }
-            } else {
-                // One bad job must not refuse the others, and each hears its own error.
-                for (job, answer) in jobs.iter().zip(answers) {
-                    let _ = answer.send(self.commit(std::slice::from_ref(job)).await.map(|enqueued| enqueued[0]));
-                }
-            }
-            self.db.wake(Topic::Jobs).await;
+            let (jobs, answers): (Vec<NewJob>, Vec<Answer>) = batch.into_iter().unzip();
+            self.serve_batch(jobs, answers).await;
         }
     }
 
-    async fn commit(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>> {
+    /// One statement for all. Those whose key is taken are looked after one by one.
+    async fn serve_batch(&self, jobs: Vec<NewJob>, answers: Vec<Answer>) {
+        let outcomes = match enqueue_at_once(&self.db, &jobs).await {
+            Ok(outcomes) => outcomes,
+            // Whether it happened is open: nobody may enqueue again on the callers' behalf.
+            Err(Error::Unavailable(cause)) => {
+                for answer in answers {
+                    let _ = answer.send(Err(Error::Unavailable(cause.clone())));
+                }
+                return;
+            }
+            // Nothing happened. One bad job must not refuse the others, and each hears its own error.
+            Err(_) => vec![None; jobs.len()],
+        };
+        if outcomes.iter().any(Option::is_some) {
+            self.db.wake(Topic::Jobs).await;
+        }
+        for ((job, answer), outcome) in jobs.into_iter().zip(answers).zip(outcomes) {
+            let _ = answer.send(match outcome {
+                Some(enqueued) => Ok(enqueued),
+                None => self.enqueue_alone(job).await,
+            });
+        }
+    }
+
+    async fn enqueue_alone(&self, job: NewJob) -> Result<Enqueued> {
         let mut tx = self.db.begin().await?;
-        let enqueued = enqueue_many(&mut tx, jobs).await?;
+        let enqueued = enqueue(&mut tx, job).await?;
         tx.commit().await?;
+        self.db.wake(Topic::Jobs).await;
         Ok(enqueued)
     }
 }

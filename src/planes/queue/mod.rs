@@ -44,7 +44,7 @@ pub use observe::{
 };
 pub use plane::TaskQueue;
 pub use routes::{CodeVersion, routes, worker_routes};
-pub use store::claim::{Claim, Outlook, claim, look};
+pub use store::claim::{Claim, Outlook, claim, claim_at_once, look};
 pub use store::enqueue::{enqueue, enqueue_many};
 pub use store::finish::{
     Again, Beat, Cancelled, acknowledge_cancel, cancel, complete, complete_by_reference, complete_many, fail,

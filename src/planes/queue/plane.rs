@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::enqueuer::Enqueuer;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::db::Db;
@@ -14,6 +15,8 @@ use crate::storage::{SecretKey, Stores};
 /// The queue as it is reached from outside: by clients that enqueue and ask, and by workers on other machines.
 pub struct TaskQueue {
     pub(super) db: Db,
+    /// Requests that enqueue one task share commits.
+    pub(super) enqueuer: Enqueuer,
     pub(super) clock: SharedClock,
     pub(super) random: Random,
     pub(super) stores: Stores,
@@ -59,6 +62,7 @@ impl TaskQueue {
             .map_err(|cause| format!("the HTTP client did not start: {cause}"))?;
         let queue = &config.queue;
         Ok(Arc::new(Self {
+            enqueuer: Enqueuer::new(db.clone()),
             db,
             clock,
             random,

@@ -115,8 +115,8 @@ impl NewTask {
         }
     }
 
-    /// The job, its input put into storage where it is large.
-    async fn into_job(self, queue: &TaskQueue, now: Timestamp) -> Result<NewJob, Problem> {
+    /// The job, its input put into storage where it is large. `now` is what a delay counts from.
+    async fn into_job(self, queue: &TaskQueue, now: Option<Timestamp>) -> Result<NewJob, Problem> {
         let input = queue.stores.put_json_if_large(None, "inputs", self.input).await?;
         let input_ref = is_reference(&input).then(|| input["$storage"].to_string());
         let ttl = self
@@ -130,7 +130,7 @@ impl NewTask {
             context: self.context,
             idempotency_ttl: self.idempotency_key.as_ref().and(Some(ttl).filter(|ttl| !ttl.is_zero())),
             idempotency_key: self.idempotency_key,
-            run_at: self.run_at.or(self.delay_ms.map(|delay| now.after(millis(delay)))),
+            run_at: self.run_at.or(self.delay_ms.zip(now).map(|(delay, now)| now.after(millis(delay)))),
             max_attempts: self.max_attempts,
             timeout: self.timeout_ms.map(millis),
             concurrency_key: self.concurrency_key,
@@ -155,7 +155,11 @@ pub(super) async fn enqueue_one(
     let mut checks = Checks::default();
     task.check(&mut checks);
     checks.done()?;
-    let done = enqueue_all(&queue, vec![task]).await?.swap_remove(0);
+    let now = delayed_from(&queue, std::slice::from_ref(&task)).await?;
+    let job = task.into_job(&queue, now).await?;
+    let task_id = job.kind.clone().into_owned();
+    let done = queue.enqueuer.enqueue(job).await?;
+    let done = EnqueuedTask { run_id: done.id, task_id, created: done.created };
     Ok((if done.created { StatusCode::CREATED } else { StatusCode::OK }, Json(done)))
 }
 
@@ -184,8 +188,13 @@ pub(super) async fn enqueue_batch(
     Ok((StatusCode::CREATED, Json(EnqueuedTasks { tasks, created })))
 }
 
+/// The time from which delays count, where there are any.
+async fn delayed_from(queue: &TaskQueue, tasks: &[NewTask]) -> Result<Option<Timestamp>, Problem> {
+    Ok(if tasks.iter().any(|task| task.delay_ms.is_some()) { Some(queue.db.now().await?) } else { None })
+}
+
 async fn enqueue_all(queue: &TaskQueue, tasks: Vec<NewTask>) -> Result<Vec<EnqueuedTask>, Problem> {
-    let now = queue.db.now().await?;
+    let now = delayed_from(queue, &tasks).await?;
     let mut jobs = Vec::with_capacity(tasks.len());
     for task in tasks {
         jobs.push(task.into_job(queue, now).await?);

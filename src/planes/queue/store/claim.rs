@@ -1,13 +1,12 @@
 //! Looking for work, and taking it under a lease.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::limit::{self, Limits};
 use super::{BATCH, finish, order};
-use crate::db::{Db, Json, Result, Timestamp, Tx};
+use crate::db::{Db, Json, Query, Result, Sql, Timestamp, Tx, Value};
 use crate::planes::queue::job::Job;
 use crate::sql;
 
@@ -27,13 +26,10 @@ pub struct Claim<'a> {
     pub limit: usize,
 }
 
-/// What a task's row says about running it.
+/// What a task's row says about how many of its jobs may run.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct TaskLimits {
     pub id: String,
-    pub code_version: Option<i64>,
-    pub heartbeat_interval_ms: Option<i64>,
-    pub timeout_ms: Option<i64>,
     pub concurrency_limit: Option<i64>,
     pub key_concurrency_limit: Option<i64>,
     pub rate_limit: Option<i64>,
@@ -120,10 +116,9 @@ pub async fn look(db: &Db, claim: &Claim<'_>) -> Result<Outlook> {
               postgres: "jsonb_build_object('concurrency_limit', concurrency_limit, 'rate_limit', rate_limit, 'rate_period_ms', rate_period_ms)" }
             " FROM queues WHERE name = $1 AND (concurrency_limit IS NOT NULL OR rate_limit IS NOT NULL)) AS queue,
                  (SELECT "
-            { sqlite: "json_group_array(json_object('id', id, 'code_version', code_version,
-                 'heartbeat_interval_ms', heartbeat_interval_ms, 'timeout_ms', timeout_ms,
-                 'concurrency_limit', concurrency_limit, 'key_concurrency_limit', key_concurrency_limit,
-                 'rate_limit', rate_limit, 'key_rate_limit', key_rate_limit, 'rate_period_ms', rate_period_ms))",
+            { sqlite: "json_group_array(json_object('id', id, 'concurrency_limit', concurrency_limit,
+                 'key_concurrency_limit', key_concurrency_limit, 'rate_limit', rate_limit,
+                 'key_rate_limit', key_rate_limit, 'rate_period_ms', rate_period_ms))",
               postgres: "jsonb_agg(to_jsonb(tasks))" }
             " FROM tasks WHERE id IN ("
             { sqlite: "SELECT value FROM json_each($2)", postgres: "SELECT jsonb_array_elements_text($2)" } ")) AS tasks"
@@ -165,124 +160,117 @@ pub async fn claim(tx: &mut Tx, outlook: &Outlook, claim: &Claim<'_>) -> Result<
     let mut jobs = Vec::new();
     let free = limits.unlimited(claim.kinds);
     if !free.is_empty() && (outlook.pending || renewed) {
-        jobs = claim_free(tx, claim, &free).await?;
+        let now = tx.now().await?;
+        jobs = take(tx.query(TAKE_FREE), Some(now), claim, claim.limit as i64).await?;
     }
     let room = claim.limit - jobs.len().min(claim.limit);
     if room > 0 && (outlook.keyed || renewed || free.len() < claim.kinds.len()) {
         let ids = limit::choose(tx, claim, &limits, &free, room).await?;
         if !ids.is_empty() {
-            jobs.extend(claim_ids(tx, claim, &ids).await?);
+            let now = tx.now().await?;
+            jobs.extend(take(tx.query(TAKE_CHOSEN), Some(now), claim, Json(ids)).await?);
+            jobs.sort_by_key(|job| job.id);
         }
     }
-    jobs.sort_by_key(|job| job.id); // RETURNING has no order
-    apply_settings(tx, claim, &outlook.tasks, &mut jobs).await?;
     Ok(jobs)
 }
 
-/// Takes jobs without a key, of kinds without a limit.
-async fn claim_free(tx: &mut Tx, claim: &Claim<'_>, kinds: &[&str]) -> Result<Vec<Job>> {
-    let now = tx.now().await?;
-    tx.query(sql!(
-        "UPDATE jobs SET status = 'processing', attempt = attempt + 1, lease = lease + 1, lease_expires_at = $1,
-             worker = $2, started_at = $3, updated_at = $3, progress = NULL, progress_message = NULL,
-             heartbeat_at = NULL, outcome = NULL
-         WHERE id "
-        { sqlite: "IN (SELECT candidate.id FROM json_each($5) AS kinds, jobs AS candidate
-                 WHERE candidate.id IN (
-                     SELECT id FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL AND queue = $4
-                         AND kind = kinds.value AND (run_at IS NULL OR run_at <= $3) ORDER BY priority DESC, id LIMIT $6)
-                 ORDER BY candidate.priority DESC, candidate.id LIMIT $6)",
-          postgres: "= ANY(ARRAY(
-                 SELECT candidate.id FROM jsonb_array_elements_text($5) AS kinds (kind), LATERAL (
-                     SELECT id, priority FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL AND queue = $4
-                         AND jobs.kind = kinds.kind AND (run_at IS NULL OR run_at <= $3) ORDER BY priority DESC, id LIMIT $6
-                         FOR UPDATE SKIP LOCKED) AS candidate
-                 ORDER BY candidate.priority DESC, candidate.id LIMIT $6))" }
-        " RETURNING id, kind, queue, input, input_ref, context, attempt, max_attempts, lease, timeout_ms, code_version, awaited,
-             created_at"
-    ))
-    .bind(now.after(claim.lease))
-    .bind(claim.worker.to_owned())
-    .bind(now)
-    .bind(claim.queue.to_owned())
-    .bind(Json(kinds))
-    .bind(claim.limit as i64)
-    .all()
-    .await
+/// Takes jobs ($5) for a worker ($2) from a queue ($3), of kinds ($4) that `fits`, at a time ($1, or when the statement
+/// runs), for so many milliseconds ($6). Each gets its task's code version, time limit and heartbeat lease; a lease never
+/// reaches past the time limit, so that one look finds both.
+macro_rules! taking {
+    ($fits:literal, $sqlite:literal, $postgres:literal) => {
+        sql!(
+            "WITH clock AS (SELECT "
+            { sqlite: "$1", postgres: "coalesce($1, date_trunc('milliseconds', clock_timestamp()))" }
+            " AS now), task AS "
+            { sqlite: "MATERIALIZED", postgres: "" }
+            " (SELECT kinds.kind AS of_kind, code_version AS version, timeout_ms AS limit_ms, "
+            { sqlite: "strftime('%Y-%m-%dT%H:%M:%fZ', now, '+' || (coalesce(heartbeat_interval_ms * 2, $6) / 1000.0) || ' seconds')",
+              postgres: "now + coalesce(heartbeat_interval_ms * 2, $6) * interval '1 millisecond'" }
+            " AS ends FROM clock, "
+            { sqlite: "(SELECT value AS kind FROM json_each($4)) AS kinds", postgres: "jsonb_array_elements_text($4) AS kinds (kind)" }
+            " LEFT JOIN tasks ON tasks.id = kinds.kind WHERE " $fits ")
+             UPDATE jobs SET status = 'processing', attempt = attempt + 1, lease = lease + 1, worker = $2,
+                 started_at = clock.now, updated_at = clock.now, progress = NULL, progress_message = NULL,
+                 heartbeat_at = NULL, outcome = NULL, code_version = task.version, "
+            { sqlite: "deadline_at = strftime('%Y-%m-%dT%H:%M:%fZ', now, '+' || (coalesce(timeout_ms, limit_ms) / 1000.0) || ' seconds'),
+                 lease_expires_at = min(ends, coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', now,
+                     '+' || (coalesce(timeout_ms, limit_ms) / 1000.0) || ' seconds'), ends))",
+              postgres: "deadline_at = now + coalesce(timeout_ms, limit_ms) * interval '1 millisecond',
+                 lease_expires_at = least(ends, now + coalesce(timeout_ms, limit_ms) * interval '1 millisecond')" }
+            " FROM task, clock WHERE jobs.kind = task.of_kind AND "
+            { sqlite: $sqlite, postgres: $postgres }
+            " RETURNING id, kind, queue, input, input_ref, context, attempt, max_attempts, lease, timeout_ms, code_version,
+                 awaited, created_at, started_at, deadline_at"
+        )
+    };
 }
 
-/// Takes the jobs that were chosen, as far as they are still there.
-async fn claim_ids(tx: &mut Tx, claim: &Claim<'_>, ids: &[i64]) -> Result<Vec<Job>> {
-    let now = tx.now().await?;
-    tx.query(sql!(
-        "UPDATE jobs SET status = 'processing', attempt = attempt + 1, lease = lease + 1, lease_expires_at = $1,
-             worker = $2, started_at = $3, updated_at = $3, progress = NULL, progress_message = NULL,
-             heartbeat_at = NULL, outcome = NULL
-         WHERE id "
-        { sqlite: "IN (SELECT value FROM json_each($4)) AND status = 'pending'",
-          postgres: "= ANY(ARRAY(SELECT id FROM jobs WHERE status = 'pending'
-                 AND id IN (SELECT CAST(jsonb_array_elements_text($4) AS BIGINT)) FOR UPDATE SKIP LOCKED))" }
-        " RETURNING id, kind, queue, input, input_ref, context, attempt, max_attempts, lease, timeout_ms, code_version, awaited,
-             created_at"
-    ))
-    .bind(now.after(claim.lease))
-    .bind(claim.worker.to_owned())
-    .bind(now)
-    .bind(Json(ids))
-    .all()
-    .await
-}
+/// The most urgent $5 without a key, of kinds without a limit, of a queue that is neither limited nor paused, for a
+/// worker that is not in quarantine.
+const TAKE_FREE: Sql = taking!(
+    "concurrency_limit IS NULL AND rate_limit IS NULL
+         AND NOT EXISTS (SELECT 1 FROM queues WHERE name = $3
+             AND (paused OR concurrency_limit IS NOT NULL OR rate_limit IS NOT NULL))
+         AND NOT EXISTS (SELECT 1 FROM workers WHERE id = $2 AND quarantined_until > now)",
+    "jobs.id IN (SELECT candidate.id FROM task AS free, jobs AS candidate
+         WHERE candidate.id IN (
+             SELECT id FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL AND queue = $3
+                 AND kind = free.of_kind AND (run_at IS NULL OR run_at <= $1) ORDER BY priority DESC, id LIMIT $5)
+         ORDER BY candidate.priority DESC, candidate.id LIMIT $5)",
+    "jobs.ctid = ANY(ARRAY(
+         SELECT candidate.place FROM task AS free, LATERAL (
+             SELECT ctid AS place, id, priority FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL
+                 AND queue = $3 AND kind = free.of_kind AND (run_at IS NULL OR run_at <= (SELECT now FROM clock))
+             ORDER BY priority DESC, id LIMIT $5 FOR UPDATE SKIP LOCKED) AS candidate
+         ORDER BY candidate.priority DESC, candidate.id LIMIT $5))"
+);
 
-/// What the task's row adds to a claim.
-#[derive(Serialize)]
-struct Setting {
-    id: i64,
-    code_version: Option<i64>,
+/// Those that were chosen, as far as they are still there.
+const TAKE_CHOSEN: Sql = taking!(
+    "true",
+    "jobs.id IN (SELECT value FROM json_each($5)) AND status = 'pending' AND queue = $3",
+    "jobs.ctid = ANY(ARRAY(SELECT ctid FROM jobs WHERE status = 'pending' AND queue = $3
+         AND id IN (SELECT CAST(jsonb_array_elements_text($5) AS BIGINT)) FOR UPDATE SKIP LOCKED))"
+);
+
+/// A job that was taken.
+#[derive(sqlx::FromRow)]
+struct Taken {
+    #[sqlx(flatten)]
+    job: Job,
+    started_at: Timestamp,
     deadline_at: Option<Timestamp>,
-    lease_expires_at: Timestamp,
 }
 
-/// Gives claimed jobs their code version, time limit and heartbeat lease. A lease never reaches past the time limit,
-/// so that one look finds both.
-async fn apply_settings(tx: &mut Tx, claim: &Claim<'_>, tasks: &[TaskLimits], jobs: &mut [Job]) -> Result<()> {
-    let now = tx.now().await?;
-    let tasks: HashMap<&str, &TaskLimits> = tasks.iter().map(|task| (task.id.as_str(), task)).collect();
-    let mut settings = Vec::new();
-    for job in jobs {
-        let task = tasks.get(job.kind.as_str());
-        if job.timeout_ms.is_none() && task.is_none() {
-            job.code_version = None;
-            continue;
-        }
-        job.code_version = task.and_then(|task| task.code_version);
-        job.timeout_ms = job.timeout_ms.or(task.and_then(|task| task.timeout_ms));
-        let deadline_at = job.timeout_ms.map(|timeout| now.after(millis(timeout)));
-        let lease = task.and_then(|task| task.heartbeat_interval_ms).map_or(claim.lease, |beat| millis(beat) * 2);
-        let ends = now.after(lease);
-        settings.push(Setting {
-            id: job.id,
-            code_version: job.code_version,
-            deadline_at,
-            lease_expires_at: deadline_at.map_or(ends, |deadline| ends.min(deadline)),
-        });
+impl Taken {
+    fn job(self) -> Job {
+        let timeout = self.deadline_at.map(|deadline| deadline.since(self.started_at));
+        Job { timeout_ms: timeout.map(|timeout| i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)), ..self.job }
     }
-    if settings.is_empty() {
-        return Ok(());
-    }
-    tx.query(sql!(
-        "UPDATE jobs SET code_version = given.code_version, deadline_at = given.deadline_at,
-             lease_expires_at = given.lease_expires_at FROM "
-        { sqlite: "(SELECT value ->> 'id' AS id, value ->> 'code_version' AS code_version,
-                 value ->> 'deadline_at' AS deadline_at, value ->> 'lease_expires_at' AS lease_expires_at
-                 FROM json_each($1)) AS given",
-          postgres: "jsonb_to_recordset($1) AS given (id BIGINT, code_version BIGINT, deadline_at TIMESTAMPTZ,
-                 lease_expires_at TIMESTAMPTZ)" }
-        " WHERE jobs.id = given.id"
-    ))
-    .bind(Json(settings))
-    .execute()
-    .await?;
-    Ok(())
+}
+
+/// Takes jobs by a statement.
+async fn take(query: Query<'_>, now: Option<Timestamp>, claim: &Claim<'_>, chosen: impl Value) -> Result<Vec<Job>> {
+    let taken: Vec<Taken> = query
+        .bind(now)
+        .bind(claim.worker.to_owned())
+        .bind(claim.queue.to_owned())
+        .bind(Json(claim.kinds))
+        .bind(chosen)
+        .bind(i64::try_from(claim.lease.as_millis()).unwrap_or(i64::MAX))
+        .all()
+        .await?;
+    let mut jobs: Vec<Job> = taken.into_iter().map(Taken::job).collect();
+    jobs.sort_by_key(|job| job.id); // RETURNING has no order
+    Ok(jobs)
+}
+
+/// Takes up to `claim.limit` jobs that no limit, key, pause or quarantine touches, the most urgent first, by one
+/// statement that is its own transaction. All others, what is due and what has lapsed are for [`look`] and [`claim`].
+pub async fn claim_at_once(db: &Db, claim: &Claim<'_>) -> Result<Vec<Job>> {
+    take(db.write(TAKE_FREE), db.known_now(), claim, claim.limit as i64).await
 }
 
 pub(in crate::planes::queue) fn millis(milliseconds: i64) -> Duration {

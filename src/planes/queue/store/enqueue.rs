@@ -5,9 +5,48 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::db::{Json, Result, Timestamp, Tx};
+use crate::db::{Db, Json, Query, Result, Sql, Timestamp, Tx};
 use crate::planes::queue::job::{Enqueued, NewJob};
 use crate::sql;
+
+/// Inserts jobs ($1) at a time ($2, or when the statement runs). `conflict` says what becomes of one whose key is taken.
+macro_rules! inserting {
+    ($conflict:literal) => {
+        sql!(
+            "INSERT INTO jobs (kind, queue, priority, status, input, input_ref, context, idempotency_key,
+                 idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter, awaited, created_at,
+                 updated_at)
+             SELECT new.kind, coalesce(new.queue, tasks.queue, 'default'), coalesce(new.priority, tasks.priority, 0),
+                 new.status, coalesce(new.input, 'null'), new.input_ref, new.context, new.idempotency_key, new.idempotency_until,
+                 new.concurrency_key, new.run_at, coalesce(new.max_attempts, tasks.max_attempts, 3), new.timeout_ms,
+                 new.dead_letter, new.awaited, clock.now, clock.now
+             FROM "
+            { sqlite: "(SELECT $2 AS now) AS clock, (SELECT key AS place, value ->> 'kind' AS kind, value ->> 'queue' AS queue,
+                 value ->> 'priority' AS priority, value ->> 'status' AS status, value -> 'input' AS input,
+                 value ->> 'input_ref' AS input_ref, value -> 'context' AS context,
+                 value ->> 'idempotency_key' AS idempotency_key, value ->> 'idempotency_until' AS idempotency_until,
+                 value ->> 'concurrency_key' AS concurrency_key, value ->> 'run_at' AS run_at,
+                 value ->> 'max_attempts' AS max_attempts, value ->> 'timeout_ms' AS timeout_ms,
+                 value ->> 'dead_letter' AS dead_letter, value ->> 'awaited' AS awaited
+                 FROM json_each($1)) AS new",
+              postgres: "(SELECT coalesce($2, date_trunc('milliseconds', clock_timestamp())) AS now) AS clock,
+                 ROWS FROM (jsonb_to_recordset($1) AS (kind TEXT, queue TEXT, priority BIGINT, status TEXT,
+                 input JSONB, input_ref TEXT, context JSONB, idempotency_key TEXT, idempotency_until TIMESTAMPTZ,
+                 concurrency_key TEXT, run_at TIMESTAMPTZ, max_attempts BIGINT, timeout_ms BIGINT, dead_letter BOOLEAN,
+                 awaited BOOLEAN)) WITH ORDINALITY AS new (kind, queue, priority, status, input, input_ref, context,
+                 idempotency_key, idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter,
+                 awaited, place)" }
+            " LEFT JOIN tasks ON tasks.id = new.kind WHERE true ORDER BY place "
+            $conflict
+            " RETURNING id, idempotency_key"
+        )
+    };
+}
+
+const INSERT: Sql = inserting!("");
+
+/// PostgreSQL looks into every unique index twice for this, so it is only asked where there is a key.
+const INSERT_UNLESS_THERE: Sql = inserting!("ON CONFLICT DO NOTHING");
 
 /// A job as the statement reads it.
 #[derive(Serialize)]
@@ -40,17 +79,18 @@ struct NewRow<'a> {
 }
 
 impl<'a> NewRow<'a> {
-    fn of(job: &'a NewJob, now: Timestamp) -> Self {
+    /// `now` may be missing where neither the status nor a key's end depends on it.
+    fn of(job: &'a NewJob, now: Option<Timestamp>) -> Self {
         Self {
             kind: &job.kind,
             queue: job.queue.as_deref(),
             priority: job.priority,
-            status: if job.run_at.is_some_and(|at| at > now) { "waiting" } else { "pending" },
+            status: if job.run_at.zip(now).is_some_and(|(at, now)| at > now) { "waiting" } else { "pending" },
             input: &job.input,
             input_ref: job.input_ref.as_deref(),
             context: job.context.as_ref(),
             idempotency_key: job.idempotency_key.as_deref(),
-            idempotency_until: job.idempotency_ttl.map(|ttl| now.after(ttl)),
+            idempotency_until: job.idempotency_ttl.zip(now).map(|(ttl, now)| now.after(ttl)),
             concurrency_key: job.concurrency_key.as_deref(),
             run_at: job.run_at,
             max_attempts: job.max_attempts,
@@ -69,18 +109,33 @@ pub async fn enqueue(tx: &mut Tx, job: NewJob) -> Result<Enqueued> {
 
 /// Enqueues jobs in order, thousands by one statement; what became of each stands at its place.
 pub async fn enqueue_many(tx: &mut Tx, jobs: &[NewJob]) -> Result<Vec<Enqueued>> {
-    let now = tx.now().await?;
     let mut outcomes: Vec<Option<Enqueued>> = vec![None; jobs.len()];
-    insert(tx, jobs, now, &mut outcomes).await?;
+    let now = if needs_time(jobs) { Some(tx.now().await?) } else { tx.known_now() };
+    insert(|sql| tx.query(sql), jobs, now, &mut outcomes).await?;
     if outcomes.iter().any(Option::is_none) {
+        let now = tx.now().await?;
         find_by_key(tx, jobs, now, &mut outcomes).await?;
         if outcomes.iter().any(Option::is_none) {
             // Keys that were remembered past their time are free again; what they held is enqueued now.
-            insert(tx, jobs, now, &mut outcomes).await?;
+            insert(|sql| tx.query(sql), jobs, Some(now), &mut outcomes).await?;
             find_by_key(tx, jobs, now, &mut outcomes).await?;
         }
     }
     outcomes.into_iter().map(|outcome| outcome.ok_or_else(|| lost_key().into())).collect()
+}
+
+/// Enqueues jobs by one statement that is its own transaction. Those whose key is taken are left out, and have no
+/// outcome: [`enqueue_many`] finds what holds it.
+pub(in crate::planes::queue) async fn enqueue_at_once(db: &Db, jobs: &[NewJob]) -> Result<Vec<Option<Enqueued>>> {
+    let mut outcomes: Vec<Option<Enqueued>> = vec![None; jobs.len()];
+    let now = if needs_time(jobs) { Some(db.now().await?) } else { db.known_now() };
+    insert(|sql| db.write(sql), jobs, now, &mut outcomes).await?;
+    Ok(outcomes)
+}
+
+/// Whether a job's row depends on the time before it is written.
+fn needs_time(jobs: &[NewJob]) -> bool {
+    jobs.iter().any(|job| job.run_at.is_some() || job.idempotency_ttl.is_some())
 }
 
 /// The key was held by a job that ended while this transaction looked: a matter of trying again.
@@ -88,41 +143,18 @@ fn lost_key() -> sqlx::Error {
     sqlx::Error::RowNotFound
 }
 
-/// Inserts the jobs that have no outcome yet; those whose key is taken keep none.
-async fn insert(tx: &mut Tx, jobs: &[NewJob], now: Timestamp, outcomes: &mut [Option<Enqueued>]) -> Result<()> {
+/// Inserts the jobs that have no outcome yet, by a statement that `query` begins; those whose key is taken keep none.
+async fn insert<'q>(
+    query: impl FnOnce(Sql) -> Query<'q>,
+    jobs: &[NewJob],
+    now: Option<Timestamp>,
+    outcomes: &mut [Option<Enqueued>],
+) -> Result<()> {
     let open: Vec<usize> = (0..jobs.len()).filter(|place| outcomes[*place].is_none()).collect();
     let rows: Vec<NewRow<'_>> = open.iter().map(|place| NewRow::of(&jobs[*place], now)).collect();
-    let mut inserted: Vec<(i64, Option<String>)> = tx
-        .query(sql!(
-            "INSERT INTO jobs (kind, queue, priority, status, input, input_ref, context, idempotency_key,
-                 idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter, awaited, created_at,
-                 updated_at)
-             SELECT new.kind, coalesce(new.queue, tasks.queue, 'default'), coalesce(new.priority, tasks.priority, 0),
-                 new.status, coalesce(new.input, 'null'), new.input_ref, new.context, new.idempotency_key, new.idempotency_until,
-                 new.concurrency_key, new.run_at, coalesce(new.max_attempts, tasks.max_attempts, 3), new.timeout_ms,
-                 new.dead_letter, new.awaited, $2, $2
-             FROM "
-            { sqlite: "(SELECT key AS place, value ->> 'kind' AS kind, value ->> 'queue' AS queue,
-                 value ->> 'priority' AS priority, value ->> 'status' AS status, value -> 'input' AS input,
-                 value ->> 'input_ref' AS input_ref, value -> 'context' AS context,
-                 value ->> 'idempotency_key' AS idempotency_key, value ->> 'idempotency_until' AS idempotency_until,
-                 value ->> 'concurrency_key' AS concurrency_key, value ->> 'run_at' AS run_at,
-                 value ->> 'max_attempts' AS max_attempts, value ->> 'timeout_ms' AS timeout_ms,
-                 value ->> 'dead_letter' AS dead_letter, value ->> 'awaited' AS awaited
-                 FROM json_each($1)) AS new",
-              postgres: "ROWS FROM (jsonb_to_recordset($1) AS (kind TEXT, queue TEXT, priority BIGINT, status TEXT,
-                 input JSONB, input_ref TEXT, context JSONB, idempotency_key TEXT, idempotency_until TIMESTAMPTZ,
-                 concurrency_key TEXT, run_at TIMESTAMPTZ, max_attempts BIGINT, timeout_ms BIGINT, dead_letter BOOLEAN,
-                 awaited BOOLEAN)) WITH ORDINALITY AS new (kind, queue, priority, status, input, input_ref, context,
-                 idempotency_key, idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter,
-                 awaited, place)" }
-            " LEFT JOIN tasks ON tasks.id = new.kind WHERE true ORDER BY place
-             ON CONFLICT DO NOTHING RETURNING id, idempotency_key"
-        ))
-        .bind(Json(rows))
-        .bind(now)
-        .all()
-        .await?;
+    let is_keyed = open.iter().any(|place| jobs[*place].idempotency_key.is_some());
+    let mut inserted: Vec<(i64, Option<String>)> =
+        query(if is_keyed { INSERT_UNLESS_THERE } else { INSERT }).bind(Json(rows)).bind(now).all().await?;
     inserted.sort_unstable_by_key(|(id, _)| *id); // ids are given in the order of the statement; RETURNING has none
     let mut keyed: HashMap<String, i64> = HashMap::new();
     let mut plain = Vec::with_capacity(inserted.len());

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::claim::millis;
 use super::registry;
 use crate::backoff::{Backoff, Growth};
-use crate::db::{Json, Result, Timestamp, Tx};
+use crate::db::{Db, Json, Result, Sql, Timestamp, Tx};
 use crate::planes::queue::job::Hold;
 use crate::planes::queue::model::{Event, Status};
 use crate::random::Random;
@@ -212,23 +212,40 @@ pub async fn complete_by_reference(tx: &mut Tx, hold: impl Into<Hold>, result_re
 
 /// Finishes jobs by one statement; returns the ids of those whose lease was held.
 pub async fn complete_many(tx: &mut Tx, done: &[(Hold, &Value)]) -> Result<Vec<i64>> {
-    let now = tx.now().await?;
-    let rows: Vec<(i64, i64, Cow<'_, Value>)> =
-        done.iter().map(|(hold, result)| (hold.id, hold.lease, storable(result))).collect();
-    let held: Vec<(i64,)> = tx
-        .query(sql!(
-            "UPDATE jobs SET status = 'completed', result = done.result, outcome = NULL, error = NULL,
-                 lease_expires_at = NULL, deadline_at = NULL, finished_at = $2, updated_at = $2
-             FROM " { sqlite: "(SELECT value ->> 0 AS id, value ->> 1 AS lease, value -> 2 AS result FROM json_each($1)) AS done",
-                      postgres: "(SELECT CAST(value ->> 0 AS BIGINT) AS id, CAST(value ->> 1 AS BIGINT) AS lease,
-                                     value -> 2 AS result FROM jsonb_array_elements($1)) AS done" }
-            " WHERE jobs.id = done.id AND jobs.lease = done.lease AND status = 'processing' RETURNING jobs.id"
-        ))
-        .bind(Json(rows))
-        .bind(now)
-        .all()
-        .await?;
+    let now = tx.known_now();
+    let held: Vec<(i64,)> = tx.query(COMPLETE_AND_TELL).bind(Json(completed(done))).bind(now).all().await?;
     Ok(held.into_iter().map(|(id,)| id).collect())
+}
+
+/// The same where the statement is its own transaction; returns how many leases were held.
+pub(in crate::planes::queue) async fn complete_at_once(db: &Db, done: &[(Hold, &Value)]) -> Result<u64> {
+    db.write(COMPLETE).bind(Json(completed(done))).bind(db.known_now()).execute().await
+}
+
+/// Completes jobs ($1) whose lease is held, at a time ($2, or when the statement runs).
+macro_rules! completing {
+    ($returning:literal) => {
+        sql!(
+            "UPDATE jobs SET status = 'completed', result = done.result, outcome = NULL, error = NULL,
+                 lease_expires_at = NULL, deadline_at = NULL, finished_at = clock.now, updated_at = clock.now
+             FROM "
+            { sqlite: "(SELECT $2 AS now) AS clock,
+                 (SELECT value ->> 0 AS id, value ->> 1 AS lease, value -> 2 AS result FROM json_each($1)) AS done",
+              postgres: "(SELECT coalesce($2, date_trunc('milliseconds', clock_timestamp())) AS now) AS clock,
+                 (SELECT CAST(value ->> 0 AS BIGINT) AS id, CAST(value ->> 1 AS BIGINT) AS lease,
+                      value -> 2 AS result FROM jsonb_array_elements($1)) AS done" }
+            " WHERE jobs.id = done.id AND jobs.lease = done.lease AND status = 'processing'"
+            $returning
+        )
+    };
+}
+
+const COMPLETE: Sql = completing!("");
+const COMPLETE_AND_TELL: Sql = completing!(" RETURNING jobs.id");
+
+/// Jobs as the statement reads them.
+fn completed<'a>(done: &[(Hold, &'a Value)]) -> Vec<(i64, i64, Cow<'a, Value>)> {
+    done.iter().map(|(hold, result)| (hold.id, hold.lease, storable(result))).collect()
 }
 
 /// Ends a try that failed; the job's next status, or none when the lease is no longer held.

@@ -106,7 +106,9 @@ impl Worker {
     /// Claims one batch and runs it job by job to its end; returns how many. For a simulation, which wants one thing
     /// to happen at a time.
     pub async fn run_batch(&self) -> Result<usize> {
-        let (_, jobs) = self.claim(self.options.max_concurrency).await?;
+        let mut jobs = self.claim_at_once(self.options.max_concurrency).await?;
+        let (_, more) = self.claim(self.options.max_concurrency - jobs.len()).await?;
+        jobs.extend(more);
         let count = jobs.len();
         for job in jobs {
             let Some(handler) = self.handlers.get(job.kind.as_str()) else { continue };
@@ -116,16 +118,14 @@ impl Worker {
         Ok(count)
     }
 
+    /// Claims up to `room` of the jobs that ask no question, by one statement.
+    async fn claim_at_once(&self, room: usize) -> Result<Vec<Job>> {
+        claim::claim_at_once(&self.db, &self.wanted(room)).await
+    }
+
     /// Looks; takes lapsed leases back, lets due jobs in, and claims up to `room` jobs that are ready.
     async fn claim(&self, room: usize) -> Result<(Outlook, Vec<Job>)> {
-        let wanted = Claim {
-            queue: self.options.queue,
-            kinds: &self.kinds,
-            worker: &self.options.name,
-            lease: self.options.lease,
-            longest_wait: self.longest_wait,
-            limit: room,
-        };
+        let wanted = self.wanted(room);
         let outlook = claim::look(&self.db, &wanted).await?;
         if !outlook.has_work() || (room == 0 && !outlook.has_upkeep()) {
             return Ok((outlook, Vec::new()));
@@ -134,5 +134,16 @@ impl Worker {
         let jobs = claim::claim(&mut tx, &outlook, &wanted).await?;
         tx.commit().await?;
         Ok((outlook, jobs))
+    }
+
+    fn wanted(&self, room: usize) -> Claim<'_> {
+        Claim {
+            queue: self.options.queue,
+            kinds: &self.kinds,
+            worker: &self.options.name,
+            lease: self.options.lease,
+            longest_wait: self.longest_wait,
+            limit: room,
+        }
     }
 }

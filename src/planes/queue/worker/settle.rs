@@ -80,16 +80,17 @@ impl Worker {
             .collect();
         let others: Vec<&Ended> =
             ended.iter().filter(|entry| !matches!(entry.end, End::Done(_) | End::Written)).collect();
-        if done.is_empty() && others.is_empty() {
+        if others.is_empty() {
+            if !done.is_empty() {
+                let held = finish::complete_at_once(&self.db, &done).await?;
+                warn_of_late(done.len(), usize::try_from(held).unwrap_or(usize::MAX));
+            }
             return Ok(());
         }
         let mut tx = self.db.begin().await?;
         if !done.is_empty() {
             let held = finish::complete_many(&mut tx, &done).await?;
-            if held.len() < done.len() {
-                let late = done.len() - held.len();
-                tracing::warn!(late, "answers came after their leases had lapsed and change nothing");
-            }
+            warn_of_late(done.len(), held.len());
         }
         for entry in others {
             let held = match &entry.end {
@@ -118,5 +119,11 @@ impl Worker {
         if ended.iter().any(|entry| entry.job.awaited) {
             self.db.wake(Topic::JobsEnded).await;
         }
+    }
+}
+
+fn warn_of_late(done: usize, held: usize) {
+    if held < done {
+        tracing::warn!(late = done - held, "answers came after their leases had lapsed and change nothing");
     }
 }

@@ -1,10 +1,13 @@
 //! The running worker. One task holds all its state; a look, a commit of ends and the jobs run beside it.
 //!
 //! ```text
-//! hint, poll ──▶ look and claim ──▶ buffer ──▶ running ──▶ ended ──▶ commit of all that ended meanwhile
+//! hint ──▶ claim at once ──┐
+//! poll ──▶ look and claim ─┴▶ buffer ──▶ running ──▶ ended ──▶ commit of all that ended meanwhile
 //! ```
 //!
-//! A wake-up is only a hint: the listener is armed before the look, and a slow poll runs underneath.
+//! A wake-up is only a hint: the listener is armed before the claim, and a slow poll runs underneath. A hint is most
+//! often a job that asks no question, so one statement takes those at once; the look that answers all questions (what is
+//! due, lapsed, limited or given up) follows.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -28,6 +31,10 @@ const SETTLED_AT_ONCE: usize = 1_000;
 /// The next look where a limit held jobs back: a period of a rate may end at any time.
 const LIMITED_PAUSE: Duration = Duration::from_millis(50);
 
+/// Claims at once may follow each other for so long without a look between them: while jobs come without end, those that
+/// are due or limited are to have their turn.
+const UNLOOKED: Duration = Duration::from_millis(20);
+
 /// Between two tellings of how tries ended, while any do: rules judge workers by them.
 const TOLD_EVERY: Duration = Duration::from_secs(2);
 
@@ -35,8 +42,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(2);
 /// letting all of these go on.
 type Beside<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
-/// What a look saw, and what was taken.
-type Claimed = Result<(Outlook, Vec<Job>)>;
+/// What a look saw, if there was one, and what was taken.
+type Claimed = Result<(Option<Outlook>, Vec<Job>)>;
 
 /// A job that runs.
 struct Running {
@@ -61,6 +68,10 @@ pub(super) struct Shift {
     settling_holds: Vec<Hold>,
     /// Something may be there to claim.
     look: bool,
+    /// Jobs that ask no question may be there: they are claimed at once, before the look.
+    hinted: bool,
+    /// When the last look began.
+    looked_at: Duration,
     /// When to look without being woken.
     look_at: Duration,
     renew_at: Duration,
@@ -82,6 +93,8 @@ impl Shift {
             duty: None,
             settling_holds: Vec::new(),
             look: true,
+            hinted: false,
+            looked_at: now,
             look_at: now + worker.options.poll_interval,
             renew_at: now + worker.options.lease / 3,
             outcomes: Outcomes::default(),
@@ -106,7 +119,7 @@ impl Shift {
                 () = beside(&mut self.settling) => self.settled(),
                 (room, claimed) = beside(&mut self.claiming) => self.take(room, claimed),
                 // One that is wanted already waits for a place or for the last one to end, not for time.
-                () = hint.woken(), if !self.look => self.look = true,
+                () = hint.woken(), if !self.hinted => (self.look, self.hinted) = (true, true),
                 () = clock.sleep(self.look_at.saturating_sub(clock.elapsed())), if !self.look => self.look = true,
                 untold = beside(&mut self.duty) => self.done_duty(untold),
                 () = clock.sleep(next_duty.saturating_sub(clock.elapsed())), if self.duty.is_none() => {}
@@ -185,11 +198,20 @@ impl Shift {
         if !self.look || self.claiming.is_some() || (!wanted && !self.buffer.is_empty()) {
             return;
         }
-        self.look = false;
-        self.look_at = self.worker.clock.elapsed() + options.poll_interval;
-        *hint = self.worker.db.listen(Topic::Jobs); // armed before the look
         let worker = self.worker.clone();
-        self.claiming = Some(Box::pin(async move { (room, worker.claim(room).await) }));
+        if std::mem::take(&mut self.hinted) {
+            *hint = self.worker.db.listen(Topic::Jobs); // armed before the claim
+            if room > 0 {
+                let claim = async move { (room, worker.claim_at_once(room).await.map(|jobs| (None, jobs))) };
+                self.claiming = Some(Box::pin(claim));
+                return;
+            }
+        }
+        self.look = false;
+        self.looked_at = self.worker.clock.elapsed();
+        self.look_at = self.looked_at + options.poll_interval;
+        let look = async move { (room, worker.claim(room).await.map(|(outlook, jobs)| (Some(outlook), jobs))) };
+        self.claiming = Some(Box::pin(look));
     }
 
     fn take(&mut self, room: usize, claimed: Claimed) {
@@ -201,17 +223,23 @@ impl Shift {
                 return;
             }
         };
+        let now = self.worker.clock.elapsed();
+        let is_full = room > 0 && jobs.len() == room;
+        self.buffer.extend(jobs);
+        let Some(outlook) = outlook else {
+            self.hinted |= is_full && now < self.looked_at + UNLOOKED; // the look follows, now or then
+            return;
+        };
         for (id, lease) in &outlook.cancelling {
             self.stop_job(Hold { id: *id, lease: *lease });
         }
         if outlook.has_work() {
-            if room > 0 && jobs.len() == room {
-                self.look = true; // there may be more; without room, the next end looks
+            if is_full {
+                (self.look, self.hinted) = (true, true); // there may be more; without room, the next end looks
             } else if outlook.is_limited() {
-                self.look_at = self.look_at.min(self.worker.clock.elapsed() + LIMITED_PAUSE);
+                self.look_at = self.look_at.min(now + LIMITED_PAUSE);
             }
         }
-        self.buffer.extend(jobs);
     }
 
     /// Stops a job that somebody gives up.
