@@ -139,3 +139,27 @@ async fn a_row_of_another_program_with_only_a_kind_works_and_an_unknown_kind_say
     })
     .await;
 }
+
+#[tokio::test]
+async fn those_who_share_a_commit_each_get_their_own_answer() {
+    in_each_world(async |world| {
+        let enqueuer = Enqueuer::new(world.db.clone());
+        let first = enqueuer.enqueue(keyed("once", None)).await.expect("enqueued");
+        let bad = NewJob { priority: Some(100_000), ..NewJob::new("work") };
+        let later = NewJob { run_at: Some(world.now().after(Duration::from_secs(9))), ..NewJob::new("work") };
+        let (again, plain, refused, delayed) = tokio::join!(
+            enqueuer.enqueue(keyed("once", None)),
+            enqueuer.enqueue(NewJob::new("work")),
+            enqueuer.enqueue(bad),
+            enqueuer.enqueue(later),
+        );
+        assert_eq!(again.expect("the same"), Enqueued { id: first.id, created: false });
+        assert!(matches!(refused, Err(crate::db::Error::Refused(_))));
+        assert_eq!(world.status(plain.expect("enqueued").id).await, Status::Pending);
+        assert_eq!(world.status(delayed.expect("enqueued").id).await, Status::Waiting);
+        assert_eq!(world.number("SELECT COUNT(*) FROM jobs").await, 3);
+        let counts = counts(&world.db).await.expect("counts");
+        assert_eq!((counts.pending, counts.waiting), (2, 1));
+    })
+    .await;
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::super::store::finish::LONGEST_WAIT;
 use super::super::store::registry::TaskSettings;
 use super::super::*;
 use super::{World, in_each_world};
@@ -216,6 +217,56 @@ async fn a_worker_in_quarantine_gets_nothing() {
         world.job().await;
         world.pass(Duration::from_secs(601));
         assert_eq!(world.claim(1).await.len(), 1);
+    })
+    .await;
+}
+
+/// Claims as a worker does that was hinted, before it looks.
+async fn at_once(world: &World, kinds: &[&str], limit: usize) -> Vec<Job> {
+    let (lease, longest_wait) = (Duration::from_secs(60), LONGEST_WAIT);
+    let wanted = Claim { queue: "default", kinds, worker: "me", lease, longest_wait, limit };
+    claim_at_once(&world.db, &wanted).await.expect("claim")
+}
+
+#[tokio::test]
+async fn what_asks_a_question_is_not_claimed_at_once() {
+    in_each_world(async |world| {
+        seen(&world).await;
+        let kinds = ["work", "limited", "timed"];
+        world.task("limited", TaskSettings { concurrency_limit: Some(9), ..Default::default() }).await;
+        let timed = TaskSettings { timeout_ms: Some(1_500), heartbeat_interval_ms: Some(250), ..Default::default() };
+        world.task("timed", timed).await;
+        many(&world, "limited", None, 1).await;
+        many(&world, "work", Some("key"), 1).await;
+        world.enqueue(NewJob { run_at: Some(world.now().after(Duration::from_secs(9))), ..NewJob::new("work") }).await;
+        assert!(at_once(&world, &kinds, 9).await.is_empty(), "limited, keyed, not due");
+
+        many(&world, "work", None, 3).await;
+        let urgent = world.enqueue(NewJob { priority: Some(5), ..NewJob::new("timed") }).await.id;
+        let taken = at_once(&world, &kinds, 2).await;
+        assert_eq!(taken.len(), 2);
+        let job = taken.iter().find(|job| job.id == urgent).expect("the most urgent comes first");
+        assert_eq!((job.attempt, job.lease, job.timeout_ms), (1, 1, Some(1_500)));
+        let kept = world.get(urgent).await;
+        assert_eq!(kept.deadline_at, Some(world.now().after(Duration::from_millis(1_500))));
+        assert_eq!(kept.lease_expires_at, Some(world.now().after(Duration::from_millis(500))), "twice its heartbeat");
+
+        let mut tx = world.begin().await;
+        pause(&mut tx, "default", &Actor::Loop).await.expect("pause");
+        tx.commit().await.expect("commit");
+        assert!(at_once(&world, &kinds, 9).await.is_empty(), "paused");
+        let mut tx = world.begin().await;
+        resume(&mut tx, "default").await.expect("resume");
+        limit_queue(&mut tx, "default", Some(9), None).await.expect("limit");
+        tx.commit().await.expect("commit");
+        assert!(at_once(&world, &kinds, 9).await.is_empty(), "its queue is limited");
+        let mut tx = world.begin().await;
+        limit_queue(&mut tx, "default", None, None).await.expect("limit");
+        quarantine(&mut tx, "me", world.now().after(Duration::from_secs(1))).await.expect("quarantine");
+        tx.commit().await.expect("commit");
+        assert!(at_once(&world, &kinds, 9).await.is_empty(), "in quarantine");
+        world.pass(Duration::from_secs(2));
+        assert_eq!(at_once(&world, &kinds, 9).await.len(), 2);
     })
     .await;
 }
