@@ -3,6 +3,7 @@
 use rhai::{Dynamic, Expr, ImmutableString, Map, Position};
 
 use super::error::hint;
+use super::plain::Formula;
 use crate::control::action::{ACTION_KINDS, Action};
 
 /// What a parameter of an action takes.
@@ -78,11 +79,11 @@ pub(super) fn check(kind: &str, arguments: &[Expr]) -> Result<(), String> {
 /// The platform that a call names outright, by a text or a constant, and where.
 pub(super) fn platform(
     kind: &str,
-    arguments: &[Expr],
+    arguments: &[Formula],
     constants: &[(ImmutableString, Dynamic)],
 ) -> Option<(String, Position)> {
     let place = parameters(kind).iter().position(|parameter| *parameter == Parameter::Platform)?;
-    let argument = arguments.get(place)?;
+    let argument = &arguments.get(place)?.written;
     let name = match argument {
         Expr::StringConstant(text, _) => text.clone(),
         Expr::Variable(variable, ..) => {

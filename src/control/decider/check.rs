@@ -1,5 +1,6 @@
 //! The static check: every name, field and function in a rule is looked up before the rule ever runs, also behind a
-//! short-circuit, in template strings and in the items that `each` binds.
+//! short-circuit, in template strings and in the items that `each` binds. On the way it notes what of the snapshot is
+//! mentioned.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,23 +8,25 @@ use rhai::{AST, ASTFlags, ASTNode, BinaryExpr, Expr, FnCallExpr, Position, Stmt,
 
 use super::error::{RuleError, hint};
 use super::facts::{SECTIONS, Sections};
+use super::mentions::{Mentions, Place};
 use super::rule_set::MAX_ERRORS;
 use super::sandbox::FUNCTIONS;
 use super::shape::Shape;
 use crate::control::action::ACTION_KINDS;
 
-/// What is known of a value: its shape and how the rule calls it.
+/// What is known of a value: its shape, how the rule calls it, and where in the snapshot it stands.
 struct Seen {
     shape: Shape,
     path: String,
+    place: Option<Place>,
 }
 
 impl Seen {
     fn any() -> Self {
-        Self { shape: Shape::Any, path: String::new() }
+        Self { shape: Shape::Any, path: String::new(), place: None }
     }
     fn item(&self) -> Self {
-        Self { shape: self.shape.item(), path: self.path.clone() }
+        Self { shape: self.shape.item(), path: self.path.clone(), place: None }
     }
 }
 
@@ -32,17 +35,18 @@ pub(super) struct Checker<'a> {
     file: &'a str,
     shapes: &'a BTreeMap<String, Shape>,
     functions: BTreeSet<String>,
-    names: Vec<(String, Shape)>,
+    names: Vec<(String, Shape, Option<Place>)>,
     /// Inside a function only its parameters are seen (what a closure captures is one of its parameters).
     in_function: bool,
     /// The sections that were mentioned since [`Checker::take_sections`].
     sections: Sections,
+    pub(super) mentions: Mentions,
     pub(super) errors: Vec<RuleError>,
 }
 
 impl<'a> Checker<'a> {
-    /// `shapes` are the sections that this file may use.
-    pub(super) fn new(file: &'a str, shapes: &'a BTreeMap<String, Shape>, ast: &AST) -> Self {
+    /// `shapes` are the sections that this file may use, `mentions` what was mentioned in other files.
+    pub(super) fn new(file: &'a str, shapes: &'a BTreeMap<String, Shape>, mentions: Mentions, ast: &AST) -> Self {
         let functions = ast.iter_functions().map(|function| function.name.to_owned()).collect();
         Self {
             file,
@@ -51,6 +55,7 @@ impl<'a> Checker<'a> {
             names: Vec::new(),
             in_function: false,
             sections: Sections::default(),
+            mentions,
             errors: Vec::new(),
         }
     }
@@ -72,13 +77,13 @@ impl<'a> Checker<'a> {
     }
 
     /// Makes a constant or the item of an `each` known. It may hide nothing: what an operator reads is what counts.
-    pub(super) fn declare(&mut self, name: &str, shape: Shape, position: Position) {
+    pub(super) fn declare(&mut self, name: &str, shape: Shape, place: Option<Place>, position: Position) {
         if SECTIONS.contains(&name) {
             self.error(position, format!("{name} is a section of the snapshot; take another name"));
-        } else if self.names.iter().any(|(known, _)| known == name) {
+        } else if self.names.iter().any(|(known, ..)| known == name) {
             self.error(position, format!("{name} is already defined in this file; take another name"));
         }
-        self.names.push((name.to_owned(), shape));
+        self.names.push((name.to_owned(), shape, place));
     }
 
     /// Makes a variable of a block known. It may hide another variable, but no section.
@@ -86,7 +91,7 @@ impl<'a> Checker<'a> {
         if SECTIONS.contains(&name) {
             self.error(position, format!("{name} is a section of the snapshot; take another name"));
         }
-        self.names.push((name.to_owned(), shape));
+        self.names.push((name.to_owned(), shape, None));
     }
 
     /// Forgets the newest name.
@@ -112,7 +117,7 @@ impl<'a> Checker<'a> {
                         format!("fn {name}: {parameter} is a section of the snapshot; take another name"),
                     );
                 }
-                self.names.push(((*parameter).to_owned(), shape.unwrap_or(Shape::Any)));
+                self.names.push(((*parameter).to_owned(), shape.unwrap_or(Shape::Any), None));
             }
         }
         self.in_function = true;
@@ -135,14 +140,38 @@ impl<'a> Checker<'a> {
         self.see(expression).shape
     }
 
+    /// Looks through the list of an `each`; answers the shape of its items, and where they are mentioned.
+    pub(super) fn list(&mut self, list: &Expr) -> (Shape, Option<Place>) {
+        let seen = self.look(list);
+        if matches!(seen.shape, Shape::Map(_) | Shape::Plain) {
+            self.error(list.position(), "each goes through a list");
+        }
+        let items = seen.place.map(|place| self.mentions.items(place));
+        (seen.shape.item(), items)
+    }
+
+    /// Looks through an expression whose value is used, with all that is in it.
     fn see(&mut self, expression: &Expr) -> Seen {
+        let seen = self.look(expression);
+        self.used(&seen);
+        seen
+    }
+
+    fn used(&mut self, seen: &Seen) {
+        if let Some(place) = seen.place {
+            self.mentions.whole(place);
+        }
+    }
+
+    /// Looks through an expression of which only a part is used.
+    fn look(&mut self, expression: &Expr) -> Seen {
         if self.full() {
             return Seen::any();
         }
         match expression {
             Expr::Variable(variable, _, position) => self.variable(&variable.1, !variable.2.is_empty(), *position),
             Expr::Dot(chain, flags, _) => {
-                let base = self.see(&chain.lhs);
+                let base = self.look(&chain.lhs);
                 self.dot(base, &chain.rhs, *flags)
             }
             Expr::Index(chain, flags, _) => {
@@ -179,24 +208,25 @@ impl<'a> Checker<'a> {
             self.error(position, "modules are not available in rules");
             return Seen::any();
         }
-        if let Some((_, shape)) = self.names.iter().rev().find(|(known, _)| known == name) {
-            let shape = shape.clone();
+        if let Some((_, shape, place)) = self.names.iter().rev().find(|(known, ..)| known == name) {
+            let (shape, place) = (shape.clone(), *place);
             if self.shapes.contains_key(name) {
                 self.sections.insert(name);
             }
-            return Seen { shape, path: name.to_owned() };
+            return Seen { shape, path: name.to_owned(), place };
         }
         if self.in_function {
-            let known = self.names.iter().map(|(name, _)| name.as_str());
+            let known = self.names.iter().map(|(name, ..)| name.as_str());
             let message = format!("unknown name {name}; a function sees only its parameters{}", hint("", name, known));
             self.error(position, message);
             return Seen::any();
         }
         if let Some(shape) = self.shapes.get(name) {
             self.sections.insert(name);
-            return Seen { shape: shape.clone(), path: name.to_owned() };
+            let place = Mentions::section(name).map(|(_, place)| place);
+            return Seen { shape: shape.clone(), path: name.to_owned(), place };
         }
-        let known = self.shapes.keys().map(String::as_str).chain(self.names.iter().map(|(name, _)| name.as_str()));
+        let known = self.shapes.keys().map(String::as_str).chain(self.names.iter().map(|(name, ..)| name.as_str()));
         let message = format!("unknown name {name}{}", hint("", name, known));
         self.error(position, message);
         Seen::any()
@@ -233,8 +263,11 @@ impl<'a> Checker<'a> {
     }
 
     fn at(&mut self, base: &Seen, index: &Expr) -> Seen {
+        self.used(base);
         match (index, &base.shape) {
-            (Expr::StringConstant(name, position), Shape::Map(_)) => self.field(base, name, *position),
+            (Expr::StringConstant(name, position), Shape::Map(_)) => {
+                Seen { place: None, ..self.field(base, name, *position) }
+            }
             _ => {
                 self.see(index);
                 base.item()
@@ -247,10 +280,13 @@ impl<'a> Checker<'a> {
             Expr::Property(property, position) => self.field(base, &property.2, *position),
             Expr::MethodCall(call, position) | Expr::FnCall(call, position) => {
                 self.call(call, *position, true);
+                self.asked(base, &call.name);
                 let keeps_items = matches!(call.name.as_str(), "filter" | "extract" | "sort" | "order" | "reverse");
                 let gives_item = matches!(call.name.as_str(), "find" | "pop" | "shift" | "get");
                 match &base.shape {
-                    Shape::List(_) if keeps_items => Seen { shape: base.shape.clone(), path: base.path.clone() },
+                    Shape::List(_) if keeps_items => {
+                        Seen { shape: base.shape.clone(), path: base.path.clone(), place: None }
+                    }
                     Shape::List(_) if gives_item => base.item(),
                     _ => Seen::any(),
                 }
@@ -259,9 +295,24 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// What a method needs of its value: everything, or of a list only its length or its items.
+    fn asked(&mut self, base: &Seen, method: &str) {
+        match (base.place, &base.shape, method) {
+            (Some(_), Shape::List(_), "len" | "is_empty") => (),
+            (Some(place), Shape::List(_), "contains") => {
+                let items = self.mentions.items(place);
+                self.mentions.whole(items);
+            }
+            _ => self.used(base),
+        }
+    }
+
     fn field(&mut self, base: &Seen, name: &str, position: Position) -> Seen {
         match base.shape.field(&base.path, name) {
-            Ok(shape) => Seen { shape, path: format!("{}.{name}", base.path) },
+            Ok(shape) => {
+                let place = base.place.map(|place| self.mentions.field(place, name));
+                Seen { shape, path: format!("{}.{name}", base.path), place }
+            }
             Err(message) => {
                 self.error(position, message);
                 Seen::any()
@@ -270,7 +321,12 @@ impl<'a> Checker<'a> {
     }
 
     fn call(&mut self, call: &FnCallExpr, position: Position, method: bool) -> Seen {
-        call.args.iter().for_each(|argument| drop(self.see(argument)));
+        // Whether a value is there at all needs nothing of what is in it.
+        let presence =
+            matches!(call.name.as_str(), "==" | "!=") && call.args.iter().any(|it| matches!(it, Expr::Unit(_)));
+        for argument in &call.args {
+            drop(if presence { self.look(argument) } else { self.see(argument) });
+        }
         let name = call.name.as_str();
         // Operators are calls too; some, such as `in`, bear no mark but their name.
         let named = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');

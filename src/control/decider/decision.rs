@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::RuleFailure;
-use super::evaluate::{Recorded, propose_with};
 use super::plan::plan;
+use super::propose::{Recorded, propose_with};
 use super::rule_set::{RuleInfo, RuleSet};
 use crate::config::Governors;
 use crate::control::action::Action;

@@ -1,8 +1,12 @@
-//! A snapshot as rules see it: one constant a section.
+//! A snapshot as rules see it: the sections, and of them what rules mention.
 
-use rhai::{Dynamic, Scope};
+use std::ops::Range;
+
+use rhai::{Array, Dynamic, Map, Scope};
 use serde::Serialize;
 
+use super::convert::fill;
+use super::mentions::{Mentions, Place};
 use crate::control::snapshot::Snapshot;
 
 /// The sections by name, as bits of a [`Sections`].
@@ -72,35 +76,121 @@ pub(super) fn unobserved(snapshot: &Snapshot) -> Sections {
     Sections(missing.iter().enumerate().filter(|(_, missing)| **missing).fold(0, |bits, (bit, _)| bits | (1 << bit)))
 }
 
-/// The wanted sections as constants. An unobserved one is left out: no rule that needs it is evaluated.
-pub(super) fn scope(snapshot: &Snapshot, wanted: Sections) -> Scope<'static> {
-    let mut scope = Scope::new();
-    for (bit, name) in SECTIONS.iter().enumerate().filter(|(bit, _)| wanted.has(*bit)) {
-        let value = match bit {
-            0 => Some(Dynamic::from(snapshot.at.to_string())),
-            1 => snapshot.jobs.as_ref().map(section),
-            2 => snapshot.publish_logs.as_ref().map(section),
-            3 => snapshot.scheduler.as_ref().map(section),
-            4 => snapshot.campaigns.as_ref().map(section),
-            5 => snapshot.clips.as_ref().map(section),
-            6 => snapshot.ledger.as_ref().map(section),
-            7 => snapshot.workers.as_ref().map(section),
-            8 => snapshot.dead_letters.as_ref().map(section),
-            9 => snapshot.pipelines.as_ref().map(section),
-            10 => snapshot.engines.as_ref().map(section),
-            11 => snapshot.agents.as_ref().map(section),
-            12 => snapshot.streams.as_ref().map(section),
-            _ => Some(section(&snapshot.system)),
-        };
-        if let Some(value) = value {
-            scope.push_constant_dynamic(*name, value);
-        }
-    }
-    scope
+/// What rules mention of one snapshot, side by side without a tree of allocations.
+#[derive(Debug)]
+pub(super) struct Facts<'m> {
+    pub(super) mentions: &'m Mentions,
+    /// The sections, then what is in them.
+    pub(super) values: Vec<Fact>,
+    /// All texts, one after the other.
+    pub(super) texts: String,
 }
 
-fn section(section: &impl Serialize) -> Dynamic {
-    // Sections are plain data: texts, numbers, lists and maps, which a Dynamic can always hold. They are not shared
-    // values: the engine reads a constant in place, and it panics over shared values inside of lists and maps.
-    rhai::serde::to_dynamic(section).unwrap_or_default()
+/// One mentioned value.
+#[derive(Debug, Clone)]
+pub(super) enum Fact {
+    /// Not in the snapshot.
+    Missing,
+    /// There, and `()`.
+    Unknown,
+    Truth(bool),
+    Int(i64),
+    Float(f64),
+    /// Where it stands in the texts.
+    Text(Range<usize>),
+    /// Its mentioned fields stand from `first` on, in the order of their node.
+    Map {
+        first: usize,
+    },
+    /// Its items stand from `first` on.
+    List {
+        first: usize,
+        count: usize,
+    },
+    /// Used as a whole: as the engine has it.
+    Whole(Dynamic),
+}
+
+impl<'m> Facts<'m> {
+    /// No section.
+    pub(super) fn none(mentions: &'m Mentions) -> Self {
+        Self { mentions, values: vec![Fact::Missing; SECTIONS.len()], texts: String::new() }
+    }
+
+    /// The wanted sections. An unobserved one is missing: no rule that needs it is evaluated.
+    pub(super) fn of(snapshot: &Snapshot, mentions: &'m Mentions, wanted: Sections) -> Self {
+        let mut facts = Self::none(mentions);
+        for (slot, place) in wanted.names().filter_map(Mentions::section) {
+            match slot {
+                0 => fill(&mut facts, place, slot, &snapshot.at.to_string()),
+                1 => facts.section(place, slot, snapshot.jobs.as_ref()),
+                2 => facts.section(place, slot, snapshot.publish_logs.as_ref()),
+                3 => facts.section(place, slot, snapshot.scheduler.as_ref()),
+                4 => facts.section(place, slot, snapshot.campaigns.as_ref()),
+                5 => facts.section(place, slot, snapshot.clips.as_ref()),
+                6 => facts.section(place, slot, snapshot.ledger.as_ref()),
+                7 => facts.section(place, slot, snapshot.workers.as_ref()),
+                8 => facts.section(place, slot, snapshot.dead_letters.as_ref()),
+                9 => facts.section(place, slot, snapshot.pipelines.as_ref()),
+                10 => facts.section(place, slot, snapshot.engines.as_ref()),
+                11 => facts.section(place, slot, snapshot.agents.as_ref()),
+                12 => facts.section(place, slot, snapshot.streams.as_ref()),
+                _ => fill(&mut facts, place, slot, &snapshot.system),
+            }
+        }
+        facts
+    }
+
+    fn section(&mut self, place: Place, slot: usize, section: Option<&impl Serialize>) {
+        if let Some(section) = section {
+            fill(self, place, slot, section);
+        }
+    }
+
+    /// Room for `count` values; answers the first.
+    pub(super) fn reserve(&mut self, count: usize) -> usize {
+        let first = self.values.len();
+        self.values.resize(first + count, Fact::Missing);
+        first
+    }
+
+    /// For the engine: one constant a section. They are not shared values: the engine reads a constant in place, and it
+    /// panics over shared values inside of lists and maps.
+    pub(super) fn scope(&self) -> Scope<'static> {
+        let mut scope = Scope::new();
+        for (slot, place) in SECTIONS.into_iter().filter_map(Mentions::section) {
+            if let Some(value) = self.dynamic(&self.values[slot], Some(place)) {
+                scope.push_constant_dynamic(SECTIONS[slot], value);
+            }
+        }
+        scope
+    }
+
+    /// One value for the engine, with what is mentioned of it; nothing for a missing one.
+    pub(super) fn dynamic(&self, fact: &Fact, place: Option<Place>) -> Option<Dynamic> {
+        let node = place.map(|place| self.mentions.node(place));
+        Some(match fact {
+            Fact::Missing => return None,
+            Fact::Unknown => Dynamic::UNIT,
+            Fact::Truth(truth) => (*truth).into(),
+            Fact::Int(number) => (*number).into(),
+            Fact::Float(number) => (*number).into(),
+            Fact::Text(range) => self.texts[range.clone()].into(),
+            Fact::Map { first } => {
+                let fields = node.iter().flat_map(|node| &node.fields).zip(&self.values[*first..]);
+                let fields = fields.filter_map(|((name, place), fact)| {
+                    self.dynamic(fact, Some(*place)).map(|value| (name.as_str().into(), value))
+                });
+                Dynamic::from_map(fields.collect::<Map>())
+            }
+            Fact::List { first, count } => {
+                let items = node.and_then(|node| node.items);
+                let list = self.values[*first..first + count].iter();
+                // Items that nobody mentions are there to be counted.
+                let list = list.map(|fact| self.dynamic(fact, items).unwrap_or(Dynamic::UNIT));
+                Dynamic::from_array(list.collect::<Array>())
+            }
+            Fact::Whole(value) => value.clone(),
+        })
+    }
 }

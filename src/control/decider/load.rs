@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rhai::{AST, CustomExpr, Engine, Expr, Position, Stmt};
+use rhai::{AST, CustomExpr, Dynamic, Engine, Expr, ImmutableString, Position, Stmt};
 
 use super::check::Checker;
 use super::decision::HEALTH_RULE;
 use super::error::{RuleError, hint, looks_like};
 use super::evaluate::Evaluation;
-use super::facts::SECTIONS;
+use super::facts::{Facts, SECTIONS};
 use super::grammar::clauses;
-use super::rule_set::{Deduct, File, MAX_CONSTANTS, MAX_ERRORS, MAX_RULES, Mode, Rule, RuleInfo};
+use super::mentions::Mentions;
+use super::plain::{Formula, Names};
+use super::rule_set::{Deduct, Each, File, MAX_CONSTANTS, MAX_ERRORS, MAX_RULES, Mode, Rule, RuleInfo};
 use super::rules::HEALTH;
 use super::sandbox::{CYCLE_OPERATIONS, FUNCTIONS, LOAD_TIME};
 use super::shape::Shape;
@@ -33,6 +35,8 @@ pub(super) struct Loader<'a> {
     shapes: BTreeMap<String, Shape>,
     health_shapes: BTreeMap<String, Shape>,
     names: BTreeMap<String, (String, usize)>,
+    /// What all files mention of the snapshot.
+    pub(super) mentions: Mentions,
     constants: usize,
     /// Operations of all constants so far.
     spent: u64,
@@ -46,7 +50,8 @@ impl<'a> Loader<'a> {
             SECTIONS.iter().map(|name| ((*name).to_owned(), Shape::of(&example[*name]))).collect();
         let mut health_shapes = shapes.clone();
         health_shapes.remove("system");
-        Self { engine, shapes, health_shapes, names: BTreeMap::new(), constants: 0, spent: 0, errors: Vec::new() }
+        let (names, mentions) = (BTreeMap::new(), Mentions::default());
+        Self { engine, shapes, health_shapes, names, mentions, constants: 0, spent: 0, errors: Vec::new() }
     }
 
     pub(super) fn file(&mut self, name: &str, source: &str) -> File {
@@ -68,7 +73,7 @@ impl<'a> Loader<'a> {
             return File::default();
         }
         let shapes = if name == HEALTH { self.health_shapes.clone() } else { self.shapes.clone() };
-        let mut checker = Checker::new(name, &shapes, &ast);
+        let mut checker = Checker::new(name, &shapes, std::mem::take(&mut self.mentions), &ast);
         let mut file = File { name: name.to_owned(), ..File::default() };
         checker.functions(&ast);
         // Constants first: a rule may stand above the constant that it names.
@@ -85,6 +90,7 @@ impl<'a> Loader<'a> {
         }
         file.functions = ast.has_functions().then(|| ast.shared_lib().clone());
         self.errors.append(&mut checker.errors);
+        self.mentions = checker.mentions;
         file
     }
 
@@ -111,14 +117,14 @@ impl<'a> Loader<'a> {
             if let Some(section) = sections.names().next() {
                 checker.error(value.position(), format!("a constant cannot depend on {section}, which changes"));
             }
-            checker.declare(&ident.name, shape, ident.pos);
+            checker.declare(&ident.name, shape, None, ident.pos);
             if checker.errors.len() > known {
                 continue;
             }
             let clock = SystemClock::shared();
-            let mut evaluation = Evaluation::new(self.engine, rhai::Scope::new(), Some(&clock), LOAD_TIME);
-            evaluation.enter(file);
-            let found = evaluation.constant(value);
+            let facts = Facts::none(&checker.mentions);
+            let mut evaluation = Evaluation::new(self.engine, &facts, Some(&clock), LOAD_TIME);
+            let found = evaluation.constant(file, value);
             self.spent += evaluation.spent();
             drop(evaluation);
             match found {
@@ -135,7 +141,7 @@ impl<'a> Loader<'a> {
         let line = position.line().unwrap_or(0);
         if custom.tokens.first().is_some_and(|keyword| keyword == "deduct") {
             if file.name == HEALTH {
-                file.deductions.extend(deduct(custom, line, checker));
+                file.deductions.extend(deduct(custom, line, &file.constants, checker));
             } else {
                 checker.error(position, format!("deductions stand in {HEALTH}"));
             }
@@ -144,7 +150,7 @@ impl<'a> Loader<'a> {
         if self.names.len() >= MAX_RULES {
             return checker.error(position, format!("too many rules: at most {MAX_RULES} are taken"));
         }
-        let Some(rule) = rule(custom, position, &file.name, checker) else { return };
+        let Some(rule) = rule(custom, position, file, checker) else { return };
         let place = (file.name.clone(), line);
         if let Some((other, at)) = self.names.insert(rule.info.name.clone(), place) {
             checker.error(position, format!("rule {} is already defined in {other}:{at}", rule.info.name));
@@ -186,7 +192,12 @@ fn number(expression: &Expr) -> i64 {
     }
 }
 
-fn deduct(custom: &CustomExpr, line: usize, checker: &mut Checker<'_>) -> Option<Deduct> {
+fn deduct(
+    custom: &CustomExpr,
+    line: usize,
+    constants: &[(ImmutableString, Dynamic)],
+    checker: &mut Checker<'_>,
+) -> Option<Deduct> {
     let written = clauses(custom);
     let [points, condition, because] = written.as_slice() else { return None };
     let amount = number(points.value);
@@ -195,25 +206,27 @@ fn deduct(custom: &CustomExpr, line: usize, checker: &mut Checker<'_>) -> Option
     }
     checker.expression(condition.value);
     checker.expression(because.value);
+    let sections = checker.take_sections();
+    let names = Names { mentions: &checker.mentions, constants, item: None };
     Some(Deduct {
         points: amount,
         per_item: condition.keyword == "each",
-        value: condition.value.clone(),
-        because: because.value.clone(),
-        sections: checker.take_sections(),
+        value: Formula::new(condition.value, &names),
+        because: Formula::new(because.value, &names),
+        sections,
         line,
     })
 }
 
 /// A rule from its clauses. What is wrong goes to the checker; a rule without an action is none.
-fn rule(custom: &CustomExpr, position: Position, file: &str, checker: &mut Checker<'_>) -> Option<Rule> {
+fn rule(custom: &CustomExpr, position: Position, file: &File, checker: &mut Checker<'_>) -> Option<Rule> {
     let written = clauses(custom);
     let mut info = RuleInfo {
         name: String::new(),
         priority: 0,
         cooldown_seconds: None,
         mode: Mode::Act,
-        file: file.to_owned(),
+        file: file.name.clone(),
         line: position.line().unwrap_or(0),
         action: String::new(),
     };
@@ -266,12 +279,9 @@ fn rule(custom: &CustomExpr, position: Position, file: &str, checker: &mut Check
     }
     let mut each = None;
     if let (Some(Expr::Variable(name, _, at)), Some(list)) = (each_name, each_list) {
-        let shape = checker.expression(list);
-        if matches!(shape, Shape::Map(_) | Shape::Plain) {
-            checker.error(list.position(), "each goes through a list");
-        }
-        checker.declare(&name.1, shape.item(), *at);
-        each = Some((name.1.clone(), list.clone()));
+        let (shape, items) = checker.list(list);
+        checker.declare(&name.1, shape, items, *at);
+        each = Some((&name.1, list, items));
     }
     when.iter().for_each(|when| drop(checker.expression(when)));
     let action = then.and_then(|then| action(then, checker));
@@ -282,11 +292,23 @@ fn rule(custom: &CustomExpr, position: Position, file: &str, checker: &mut Check
     let sections = checker.take_sections();
     let (kind, arguments, then_at) = action?;
     info.action = kind.to_owned();
-    let (when, because) = (when.cloned(), because?.clone());
-    Some(Rule { info, each, when, kind, arguments, then_at, because, sections })
+    // All that is mentioned is known by now.
+    let mentions = &checker.mentions;
+    let outside = Names { mentions, constants: &file.constants, item: None };
+    let names = Names { item: each.map(|(name, _, items)| (name, items)), ..outside };
+    Some(Rule {
+        info,
+        each: each.map(|(name, list, items)| Each { name: name.clone(), list: Formula::new(list, &outside), items }),
+        when: when.map(|when| Formula::new(when, &names)),
+        kind,
+        arguments: arguments.iter().map(|argument| Formula::new(argument, &names)).collect(),
+        then_at,
+        because: Formula::new(because?, &names),
+        sections,
+    })
 }
 
-fn action(then: &Expr, checker: &mut Checker<'_>) -> Option<(&'static str, Vec<Expr>, Position)> {
+fn action<'a>(then: &'a Expr, checker: &mut Checker<'_>) -> Option<(&'static str, &'a [Expr], Position)> {
     let Expr::FnCall(call, at) = then else {
         checker.error(then.position(), "after `then` stands one action, e.g. retry_failed_log(log.id)");
         return None;
@@ -303,7 +325,7 @@ fn action(then: &Expr, checker: &mut Checker<'_>) -> Option<(&'static str, Vec<E
     if let Err(message) = call::check(kind, &call.args) {
         checker.error(*at, message);
     }
-    Some((kind, call.args.to_vec(), *at))
+    Some((kind, &call.args, *at))
 }
 
 fn is_name(name: &str) -> bool {

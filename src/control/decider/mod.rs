@@ -14,6 +14,7 @@
 mod book;
 mod call;
 mod check;
+mod convert;
 mod decision;
 mod error;
 mod evaluate;
@@ -21,7 +22,12 @@ mod examples;
 mod facts;
 mod grammar;
 mod load;
+mod machine;
+mod mentions;
+mod operator;
+mod plain;
 mod plan;
+mod propose;
 mod rule_set;
 pub mod rules;
 mod sandbox;
@@ -32,9 +38,9 @@ pub use decision::{
     Breaker, Decision, Fate, HeldRule, Memory, PlannedAction, ProposalFate, Summary, Unreached, replay,
 };
 pub use error::{RuleError, RuleFailure};
-pub(super) use evaluate::deductions;
-pub use evaluate::{Proposals, propose};
 pub use plan::plan;
+pub(super) use propose::deductions;
+pub use propose::{Proposals, propose};
 pub use rule_set::{Mode, RuleInfo, RuleSet};
 
 #[cfg(test)]

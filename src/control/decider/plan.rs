@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::decision::{Decision, Fate, Memory, PlannedAction, ProposalFate, Summary};
-use super::evaluate::{Proposal, Proposals};
+use super::propose::{Proposal, Proposals};
 use crate::config::Governors;
 use crate::db::Timestamp;
 

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
 
-use rhai::{Caches, Dynamic, Engine, Expr, ImmutableString, Module, Position, Shared};
+use rhai::{Caches, Dynamic, Engine, ImmutableString, Module, Position, Shared};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::error::{RuleError, hint};
 use super::evaluate::Evaluation;
-use super::facts::{self, Sections};
+use super::facts::{Facts, Sections};
 use super::load::Loader;
+use super::mentions::{Mentions, Place};
+use super::plain::Formula;
 use super::rules::{BUILT_IN, HEALTH};
 use super::sandbox::{self, CYCLE_OPERATIONS, LOAD_TIME};
 use super::{call, examples};
@@ -64,20 +66,28 @@ pub struct RuleInfo {
 
 pub(super) struct Rule {
     pub(super) info: RuleInfo,
-    pub(super) each: Option<(ImmutableString, Expr)>,
-    pub(super) when: Option<Expr>,
+    pub(super) each: Option<Each>,
+    pub(super) when: Option<Formula>,
     pub(super) kind: &'static str,
-    pub(super) arguments: Vec<Expr>,
+    pub(super) arguments: Vec<Formula>,
     pub(super) then_at: Position,
-    pub(super) because: Expr,
+    pub(super) because: Formula,
     pub(super) sections: Sections,
+}
+
+/// `each name in list`.
+pub(super) struct Each {
+    pub(super) name: ImmutableString,
+    pub(super) list: Formula,
+    /// Where the items are mentioned, if the list is one of the snapshot.
+    pub(super) items: Option<Place>,
 }
 
 pub(super) struct Deduct {
     pub(super) points: i64,
     pub(super) per_item: bool,
-    pub(super) value: Expr,
-    pub(super) because: Expr,
+    pub(super) value: Formula,
+    pub(super) because: Formula,
     pub(super) sections: Sections,
     pub(super) line: usize,
 }
@@ -97,9 +107,9 @@ pub(super) struct File {
 pub struct RuleSet {
     pub(super) engine: Engine,
     pub(super) files: Vec<File>,
-    /// The sections that rules and deductions mention: the others need no conversion.
-    pub(super) rule_sections: Sections,
-    pub(super) health_sections: Sections,
+    /// The sections that rules and deductions mention, and what of them: the rest needs no conversion.
+    pub(super) sections: Sections,
+    pub(super) mentions: Mentions,
     infos: Vec<RuleInfo>,
     sources: BTreeMap<String, String>,
     hash: String,
@@ -127,11 +137,12 @@ impl RuleSet {
             return Err(loader.errors);
         }
         let infos = files.iter().flat_map(|file| &file.rules).map(|rule| rule.info.clone()).collect();
-        let union = |sections: &mut dyn Iterator<Item = Sections>| sections.fold(Sections::default(), Sections::and);
-        let rule_sections = union(&mut files.iter().flat_map(|file| &file.rules).map(|rule| rule.sections));
-        let health_sections = union(&mut files.iter().flat_map(|file| &file.deductions).map(|it| it.sections));
+        let mentions = loader.mentions;
+        let of_rules = files.iter().flat_map(|file| &file.rules).map(|rule| rule.sections);
+        let of_deductions = files.iter().flat_map(|file| &file.deductions).map(|deduct| deduct.sections);
+        let sections = of_rules.chain(of_deductions).fold(Sections::default(), Sections::and);
         let hash = hash(&sources);
-        let set = Self { engine, files, rule_sections, health_sections, infos, sources, hash };
+        let set = Self { engine, files, sections, mentions, infos, sources, hash };
         let errors = set.try_out();
         if errors.is_empty() { Ok(set) } else { Err(errors) }
     }
@@ -190,11 +201,9 @@ impl RuleSet {
         let mut errors = Vec::new();
         let clock = SystemClock::shared();
         for (snapshot, every_clause) in [(examples::empty(), false), (examples::full(), true)] {
-            let sections = self.rule_sections.and(self.health_sections);
-            let scope = facts::scope(&snapshot, sections);
-            let mut evaluation = Evaluation::new(&self.engine, scope, Some(&clock), LOAD_TIME);
+            let facts = Facts::of(&snapshot, &self.mentions, self.sections);
+            let mut evaluation = Evaluation::new(&self.engine, &facts, Some(&clock), LOAD_TIME);
             for file in &self.files {
-                evaluation.enter(file);
                 for rule in &file.rules {
                     // A set that outlasts a cycle on two small examples would do so on the platform.
                     if let Some(because) = evaluation.exhausted(CYCLE_OPERATIONS) {
@@ -203,7 +212,7 @@ impl RuleSet {
                         errors.push(error);
                         return ordered(errors);
                     }
-                    if let Err(broken) = evaluation.rule(rule, every_clause)
+                    if let Err(broken) = evaluation.rule(file, rule, every_clause)
                         && !(every_clause && broken.out_of_bounds)
                     {
                         errors.push(broken.at_load(&file.name, rule.info.line, &format!("rule {}", rule.info.name)));
@@ -213,7 +222,7 @@ impl RuleSet {
                     if evaluation.exhausted(CYCLE_OPERATIONS).is_some() {
                         break; // what is left fails in the cycle, and says so
                     }
-                    if let Err(broken) = evaluation.deduct(deduct, every_clause)
+                    if let Err(broken) = evaluation.deduct(file, deduct, every_clause)
                         && !(every_clause && broken.out_of_bounds)
                     {
                         errors.push(broken.at_load(&file.name, deduct.line, "deduct"));

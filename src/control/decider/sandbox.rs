@@ -25,7 +25,7 @@ pub const CYCLE_TIME: Duration = Duration::from_millis(500);
 /// Time after which the trying out of a set is given up: a set that is loaded holds its cycle up.
 pub const LOAD_TIME: Duration = Duration::from_millis(1_000);
 /// Bytes of a text, or of all texts in one list or map; a section's texts fit in it several times.
-const MAX_STRING: usize = 64 * 1024;
+pub(super) const MAX_STRING: usize = 64 * 1024;
 /// Items of a list, with those of the lists in it.
 const MAX_ARRAY: usize = 10_000;
 /// Entries of a map, with those of the maps in it.
@@ -66,6 +66,8 @@ thread_local! {
 struct Deadline {
     clock: SharedClock,
     began: Duration,
+    /// The last look between rules.
+    looked: Duration,
     at: Duration,
 }
 
@@ -77,22 +79,28 @@ pub(super) struct Watch {
 impl Watch {
     /// Without a clock (in a replay) only the operations are bounded.
     pub(super) fn start(clock: Option<&SharedClock>) -> Self {
-        let deadline = clock.map(|clock| Deadline { clock: clock.clone(), began: clock.elapsed(), at: Duration::MAX });
+        let deadline = clock.map(|clock| {
+            let now = clock.elapsed();
+            Deadline { clock: clock.clone(), began: now, looked: now, at: Duration::MAX }
+        });
         Self { before: DEADLINE.replace(deadline) }
     }
 
-    /// How long it has lived; nothing without a clock.
-    pub(super) fn elapsed(&self) -> Duration {
-        DEADLINE.with_borrow(|deadline| {
-            deadline.as_ref().map_or(Duration::ZERO, |it| it.clock.elapsed().saturating_sub(it.began))
+    /// Looks at the clock: how long it has lived; nothing without a clock.
+    pub(super) fn look(&self) -> Duration {
+        DEADLINE.with_borrow_mut(|deadline| {
+            deadline.as_mut().map_or(Duration::ZERO, |it| {
+                it.looked = it.clock.elapsed();
+                it.looked.saturating_sub(it.began)
+            })
         })
     }
 
-    /// The next rule begins now.
+    /// The next rule begins, right after the last look.
     pub(super) fn next_rule(&self) {
         DEADLINE.with_borrow_mut(|deadline| {
             if let Some(deadline) = deadline {
-                deadline.at = deadline.clock.elapsed().saturating_add(WALL_TIME);
+                deadline.at = deadline.looked.saturating_add(WALL_TIME);
             }
         });
     }
@@ -102,6 +110,16 @@ impl Drop for Watch {
     fn drop(&mut self) {
         DEADLINE.set(self.before.take());
     }
+}
+
+/// Whether a rule that went from `before` to `after` operations without the engine is out of time. It is looked at as
+/// often as the engine looks.
+pub(super) fn is_late(before: u64, after: u64) -> bool {
+    before / OPERATIONS_BETWEEN_LOOKS != after / OPERATIONS_BETWEEN_LOOKS && past_deadline()
+}
+
+fn past_deadline() -> bool {
+    DEADLINE.with_borrow(|deadline| deadline.as_ref().is_some_and(|it| it.clock.elapsed() > it.at))
 }
 
 /// An engine that knows the rule language and nothing of the machine.
@@ -134,10 +152,7 @@ pub(super) fn engine() -> Engine {
         .on_print(|_| {})
         .on_debug(|_, _, _| {})
         .on_progress(|operations| {
-            if !operations.is_multiple_of(OPERATIONS_BETWEEN_LOOKS) {
-                return None;
-            }
-            let late = DEADLINE.with_borrow(|deadline| deadline.as_ref().is_some_and(|it| it.clock.elapsed() > it.at));
+            let late = operations.is_multiple_of(OPERATIONS_BETWEEN_LOOKS) && past_deadline();
             late.then_some(Dynamic::UNIT)
         });
     for symbol in ["eval", "import", "export", "print", "debug"] {

@@ -1,5 +1,6 @@
 //! The decider through its public face.
 
+mod agreement;
 mod governing;
 mod heuristics;
 mod hostile;
