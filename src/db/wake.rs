@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Db, Pools};
 use crate::clock::SharedClock;
+use crate::random::Random;
 
 /// What changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Topic {
 /// Sends a hint. It may be lost, so its commit waits for no disk.
 const NOTIFY: &str = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
 
-/// PostgreSQL's channel; the payload is the topic.
+/// PostgreSQL's channel; the payload is the topic, and behind a space which process says so.
 const CHANNEL: &str = "showrunner";
 
 /// A listener that heard nothing for so long asks whether the server is still there: a connection whose other end has
@@ -68,12 +69,14 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Waker {
     sender: broadcast::Sender<Topic>,
+    /// Tells this process's own hints apart when they come back from PostgreSQL.
+    origin: String,
 }
 
 impl Default for Waker {
     fn default() -> Self {
         // A listener that falls 64 hints behind looks anyway: nothing is lost but the hint.
-        Self { sender: broadcast::channel(64).0 }
+        Self { sender: broadcast::channel(64).0, origin: Random::from_machine().token() }
     }
 }
 
@@ -101,8 +104,14 @@ impl Db {
     /// Says that `topic` changed; call it after the commit.
     pub async fn wake(&self, topic: Topic) {
         let _ = self.waker.sender.send(topic);
+        self.wake_others(topic).await;
+    }
+
+    /// The same for other processes alone, where this one knows already.
+    pub async fn wake_others(&self, topic: Topic) {
         if let Pools::Postgres(pool) = &self.pools {
-            let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(topic.name()).execute(pool);
+            let hint = format!("{} {}", topic.name(), self.waker.origin);
+            let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(hint).execute(pool);
             // No hint is worth a longer wait.
             if let Err(cause) = self.health.within(ANSWER_PATIENCE, false, sent).await {
                 tracing::debug!(%cause, "a wake-up was not sent; polling will see the change");
@@ -133,7 +142,9 @@ impl Db {
                         continue;
                     };
                     let notification = notification?;
-                    if let Some(topic) = Topic::from_name(notification.payload()) {
+                    let (topic, origin) =
+                        notification.payload().split_once(' ').unwrap_or((notification.payload(), ""));
+                    if let Some(topic) = Topic::from_name(topic).filter(|_| origin != self.waker.origin) {
                         let _ = self.waker.sender.send(topic);
                     }
                 }
