@@ -102,10 +102,15 @@ pub enum Action {
         /// The stream job.
         job_id: String,
     },
+    /// Tell people what they alone can mend; the reasons are the text.
+    RaiseAlert {
+        /// What it is about, e.g. `streams` or `agent:studio`.
+        subject: String,
+    },
 }
 
 /// The names of all action kinds, as rules, configuration and the ledger write them.
-pub const ACTION_KINDS: [&str; 19] = [
+pub const ACTION_KINDS: [&str; 20] = [
     "schedule_clip",
     "retry_failed_log",
     "trigger_reconciliation",
@@ -125,6 +130,7 @@ pub const ACTION_KINDS: [&str; 19] = [
     "restart_stream",
     "stop_stream",
     "move_stream",
+    "raise_alert",
 ];
 
 impl Action {
@@ -150,6 +156,7 @@ impl Action {
             Self::RestartStream { .. } => "restart_stream",
             Self::StopStream { .. } => "stop_stream",
             Self::MoveStream { .. } => "move_stream",
+            Self::RaiseAlert { .. } => "raise_alert",
         }
     }
 
@@ -190,6 +197,7 @@ impl Action {
             Self::RestartStream { job_id } | Self::StopStream { job_id } | Self::MoveStream { job_id } => {
                 format!("stream:{job_id}")
             }
+            Self::RaiseAlert { subject } => format!("alert:{subject}"),
         }
     }
 }

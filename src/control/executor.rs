@@ -16,6 +16,7 @@ use super::leader::{self, TermOver};
 use crate::actor::Actor;
 use crate::config;
 use crate::db::{self, Db, Topic, Tx};
+use crate::events::{self, NewEvent};
 use crate::ledger::{self, Entry, Severity};
 use crate::planes::publishing::{self, Publishing};
 use crate::planes::{ActError, Effect, fleet, pipelines, queue};
@@ -123,6 +124,9 @@ impl Executor {
             if plan.iter().any(|planned| planned.action.is_of_fleet()) {
                 self.db.wake(Topic::Fleet).await;
             }
+            if plan.iter().any(|planned| matches!(planned.action, Action::RaiseAlert { .. })) {
+                self.db.wake(Topic::Events).await;
+            }
         }
         (execution, broken)
     }
@@ -137,7 +141,7 @@ impl Executor {
             Ok(Err(over)) => return Attempt::TermOver(over),
             Err(cause) => return Attempt::Failed(cause),
         }
-        let effect = match self.act(&mut tx, &planned.action).await {
+        let effect = match self.act(&mut tx, planned).await {
             Ok(effect) => effect,
             Err(ActError::Refused(reason)) => return Attempt::Refused(reason),
             Err(ActError::Store(cause)) => return Attempt::Failed(cause),
@@ -164,9 +168,9 @@ impl Executor {
         }
     }
 
-    async fn act(&self, tx: &mut Tx, action: &Action) -> Result<Effect, ActError> {
+    async fn act(&self, tx: &mut Tx, planned: &PlannedAction) -> Result<Effect, ActError> {
         let publishing = &*self.publishing;
-        match action {
+        match &planned.action {
             Action::ScheduleClip { clip_id, platform } => {
                 publishing::act::schedule_clip(tx, publishing, *clip_id, platform.as_deref()).await
             }
@@ -196,6 +200,7 @@ impl Executor {
             Action::RestartStream { job_id } => fleet::act::restart_stream(tx, self.fleet()?, job_id).await,
             Action::StopStream { job_id } => fleet::act::stop_stream(tx, self.fleet()?, job_id).await,
             Action::MoveStream { job_id } => fleet::act::move_stream(tx, self.fleet()?, job_id).await,
+            Action::RaiseAlert { subject } => raise_alert(tx, subject, planned).await,
         }
     }
 
@@ -240,6 +245,14 @@ impl Executor {
             }
         }
     }
+}
+
+/// Tells people, through whatever follows the events: logs, metrics, streams.
+async fn raise_alert(tx: &mut Tx, subject: &str, planned: &PlannedAction) -> Result<Effect, ActError> {
+    let data = json!({ "text": planned.reasons.join("; "), "rules": planned.rules });
+    let event = NewEvent::new(events::types::ALERT_RAISED, "loop").severity(Severity::Warning).subject(subject);
+    events::record(tx, &[event.data(data.clone())]).await?;
+    Ok(Effect { detail: data })
 }
 
 fn result(planned: &PlannedAction, outcome: ActionOutcome, detail: serde_json::Value) -> ActionResult {

@@ -15,6 +15,9 @@ use crate::clock::SharedClock;
 /// A server that is silent for so long is gone: it would have ended the statement itself after 30 s.
 const SILENCE: Duration = Duration::from_secs(35);
 
+/// Milliseconds within which an answer shows that the server is there.
+const JUST_NOW: u64 = 100;
+
 /// A failure that was not seen again for so long is no trouble any more, also where nothing was tried since.
 const FADES_AFTER: Duration = Duration::from_secs(30);
 
@@ -44,6 +47,8 @@ struct State {
     trouble: Mutex<Option<(Trouble, bool)>>,
     /// When a connection was last found silent, in milliseconds since the clock was made; 0: never.
     silent_at: AtomicU64,
+    /// When something last succeeded, likewise.
+    worked_at: AtomicU64,
 }
 
 impl Health {
@@ -73,10 +78,20 @@ impl Health {
         }
     }
 
+    /// Milliseconds since the clock was made, at least 1.
+    fn now(&self) -> u64 {
+        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
     /// A connection did not answer in time.
     pub(super) fn falls_silent(&self) {
-        let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.state.silent_at.store(now.max(1), Ordering::Release);
+        self.state.silent_at.store(self.now(), Ordering::Release);
+    }
+
+    /// Whether the server answered somebody just now, and no connection was found silent within the last minute.
+    pub(super) fn answers(&self) -> bool {
+        let worked_at = self.state.worked_at.load(Ordering::Acquire);
+        worked_at > 0 && self.now().saturating_sub(worked_at) <= JUST_NOW && !self.fell_silent_lately()
     }
 
     /// Whether a connection was found silent within the last minute.
@@ -109,6 +124,7 @@ impl Health {
 
     /// A statement succeeded, or where it wrote, its commit.
     pub(super) fn works(&self, writes: bool) {
+        self.state.worked_at.store(self.now(), Ordering::Release);
         if !self.state.troubled.load(Ordering::Acquire) {
             return;
         }

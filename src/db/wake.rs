@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Db, Pools};
 use crate::clock::SharedClock;
+use crate::random::Random;
 
 /// What changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl Topic {
 /// Sends a hint. It may be lost, so its commit waits for no disk.
 const NOTIFY: &str = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
 
-/// PostgreSQL's channel; the payload is the topic.
+/// PostgreSQL's channel; the payload is the topic, and behind a space which process says so.
 const CHANNEL: &str = "showrunner";
 
 /// A listener that heard nothing for so long asks whether the server is still there: a connection whose other end has
@@ -71,12 +72,15 @@ pub struct Waker {
     sender: broadcast::Sender<Topic>,
     /// Topics whose hint is being sent to other instances, and whether another is to follow.
     telling: Arc<Mutex<Vec<(Topic, bool)>>>,
+    /// Tells this process's own hints apart when they come back from PostgreSQL.
+    origin: Arc<str>,
 }
 
 impl Default for Waker {
     fn default() -> Self {
         // A listener that falls 64 hints behind looks anyway: nothing is lost but the hint.
-        Self { sender: broadcast::channel(64).0, telling: Arc::default() }
+        let origin = Random::from_machine().token().into();
+        Self { sender: broadcast::channel(64).0, telling: Arc::default(), origin }
     }
 }
 
@@ -133,6 +137,11 @@ impl Db {
     /// meanwhile, and however many hints come while one is on its way, one more follows.
     pub async fn wake(&self, topic: Topic) {
         let _ = self.waker.sender.send(topic);
+        self.wake_others(topic);
+    }
+
+    /// The same for other processes alone, where this one knows already.
+    pub fn wake_others(&self, topic: Topic) {
         if matches!(self.pools, Pools::Postgres(_)) && self.waker.begins(topic) {
             tokio::spawn(self.clone().tell_others(topic));
         }
@@ -140,8 +149,9 @@ impl Db {
 
     async fn tell_others(self, topic: Topic) {
         let Pools::Postgres(pool) = &self.pools else { return };
+        let hint = format!("{} {}", topic.name(), self.waker.origin);
         loop {
-            let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(topic.name()).execute(pool);
+            let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(&hint).execute(pool);
             // No hint is worth a longer wait.
             if let Err(cause) = self.health.within(ANSWER_PATIENCE, false, sent).await {
                 tracing::debug!(%cause, "a wake-up was not sent; polling will see the change");
@@ -175,7 +185,9 @@ impl Db {
                         continue;
                     };
                     let notification = notification?;
-                    if let Some(topic) = Topic::from_name(notification.payload()) {
+                    let (topic, origin) =
+                        notification.payload().split_once(' ').unwrap_or((notification.payload(), ""));
+                    if let Some(topic) = Topic::from_name(topic).filter(|_| origin != self.waker.origin) {
                         let _ = self.waker.sender.send(topic);
                     }
                 }

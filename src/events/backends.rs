@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::bus::{Received, Subscription};
-use super::event::Event;
+use super::event::{Event, types};
 use crate::ledger::Severity;
 
 /// Types that the metrics tell apart; more than any service has, and few enough for a metrics server.
 const MOST_TYPES: usize = 100;
 
-/// Writes every event into the log, without its data: info at debug, the others at their own level.
+/// Writes every event into the log, without its data but for what an alert says: info at debug, the others at their
+/// own level.
 pub(super) async fn log(mut subscription: Subscription) {
     while let Some(received) = subscription.recv().await {
         match received {
@@ -22,6 +23,11 @@ pub(super) async fn log(mut subscription: Subscription) {
 fn write(event: &Event) {
     let Event { id, event_type, source, subject, .. } = event;
     let subject = subject.as_deref().unwrap_or_default();
+    if event_type == types::ALERT_RAISED {
+        let text = event.data["text"].as_str().unwrap_or_default();
+        tracing::warn!(id, event_type, source, subject, text, "alert");
+        return;
+    }
     match event.severity {
         Severity::Info => tracing::debug!(id, event_type, source, subject, "event"),
         Severity::Warning => tracing::warn!(id, event_type, source, subject, "event"),

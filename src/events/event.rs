@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::db::Timestamp;
 use crate::ledger::Severity;
 
-/// The monitor's own event types; each plane has a family of its own beside them, e.g. `job.failed`.
+/// The monitor's and the loop's own event types; each plane has a family of its own beside them, e.g. `job.failed`.
 pub mod types {
     pub const WORKFLOW_STARTED: &str = "workflow_started";
     pub const WORKFLOW_COMPLETED: &str = "workflow_completed";
@@ -18,6 +18,8 @@ pub mod types {
     pub const ENGINE_STATUS: &str = "engine_status";
     pub const STATUS_UPDATE: &str = "status_update";
     pub const HEALTH_CHECK_RESPONSE: &str = "health_check_response";
+    /// The loop tells people something; `data.text` says what.
+    pub const ALERT_RAISED: &str = "alert.raised";
 }
 
 /// `data` beyond this is left out: an event says that something happened, its subject's row holds the rest.

@@ -34,7 +34,8 @@ const OUTBOX: usize = 256;
 #[derive(Debug)]
 pub(super) enum Out {
     Text(String),
-    Ping,
+    /// With this agent's time, which comes back in the answer.
+    Ping(Duration),
 }
 
 /// What is heard.
@@ -47,6 +48,8 @@ pub(super) enum News {
     Noise(String),
     /// A sign of life without words.
     Alive,
+    /// The answer to a ping of that time: then at the latest the orchestrator still heard this agent.
+    Answered(Duration),
     /// Not connected, and why; the next try comes after the wait.
     Lost {
         cause: String,
@@ -138,7 +141,7 @@ async fn converse(
             out = outbox.recv() => {
                 let (message, last) = match out {
                     Some(Out::Text(text)) => (Message::text(text), false),
-                    Some(Out::Ping) => (Message::Ping(Bytes::new()), false),
+                    Some(Out::Ping(at)) => (Message::Ping(written(at)), false),
                     None => (Message::Close(None), true),
                 };
                 let sent = tokio::select! {
@@ -164,6 +167,7 @@ async fn converse(
                             |frame| parting(frame.code.into(), &frame.reason),
                         );
                     }
+                    Some(Ok(Message::Pong(payload))) => read(&payload).map_or(News::Alive, News::Answered),
                     Some(Ok(_)) => News::Alive,
                     Some(Err(cause)) => return Parting::Broken(cause.to_string()),
                     None => return Parting::Broken("the connection ended".to_owned()),
@@ -174,6 +178,15 @@ async fn converse(
             }
         }
     }
+}
+
+/// A time as a ping carries it.
+fn written(at: Duration) -> Bytes {
+    Bytes::copy_from_slice(&(at.as_millis() as u64).to_be_bytes())
+}
+
+fn read(payload: &[u8]) -> Option<Duration> {
+    payload.try_into().ok().map(|bytes| Duration::from_millis(u64::from_be_bytes(bytes)))
 }
 
 /// What a closing code means, as `protocol` lists them.

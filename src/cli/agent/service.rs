@@ -56,6 +56,8 @@ pub(super) struct Service {
     /// The terms of the last welcome hold while nobody is heard.
     terms: HelloAck,
     heard_at: Duration,
+    /// When the orchestrator surely still heard this agent: where only its own words arrive, it gives the jobs away.
+    known_at: Duration,
     /// When this connection was opened.
     opened_at: Duration,
     beat_at: Duration,
@@ -100,6 +102,7 @@ impl Service {
             welcome: None,
             terms,
             heard_at: now,
+            known_at: now,
             opened_at: now,
             beat_at: now,
             fenced: false,
@@ -245,21 +248,21 @@ impl Service {
             // A connection on which nothing comes any more, not even answers to pings, is none.
             self.line = None;
             self.welcome = None;
-        } else if silence * 2 > timeout {
-            self.put(Out::Ping);
+        } else if now.saturating_sub(self.known_at.max(self.opened_at)) * 2 > timeout {
+            self.put(Out::Ping(now));
         }
     }
 
-    /// When the orchestrator, which has not heard of this agent for as long, gives its jobs to others.
+    /// When the orchestrator, which may not have heard of this agent for as long, gives its jobs to others.
     fn fence_at(&self) -> Option<Duration> {
         let lease = Duration::from_millis(self.terms.heartbeat_timeout_ms.saturating_add(self.terms.grace_ms));
-        (self.terms.grace_ms > 0 && !self.fenced).then(|| self.heard_at + lease)
+        (self.terms.grace_ms > 0 && !self.fenced).then(|| self.known_at + lease)
     }
 
     fn fence(&mut self) {
         self.fenced = true;
         if !self.jobs.is_empty() {
-            let said = "nobody was heard for as long as the lease holds: its jobs are ended";
+            let said = "no answer came for as long as the lease holds: its jobs are ended";
             self.lines.say(Mark::Bad, "agent.fenced", None, said);
             self.stop_all(Cause::Fenced, FENCE_GRACE);
         }
@@ -273,7 +276,14 @@ impl Service {
 
     fn heard(&mut self) {
         self.heard_at = self.clock.elapsed();
-        self.fenced = false;
+    }
+
+    /// The orchestrator has heard what this agent said at that time.
+    fn is_known(&mut self, at: Duration) {
+        if at > self.known_at {
+            self.known_at = at;
+            self.fenced = false;
+        }
     }
 
     fn on_news(&mut self, news: News) {
@@ -293,6 +303,12 @@ impl Service {
                 self.complain("malformed", cause, None);
             }
             News::Alive => self.heard(),
+            News::Answered(at) => {
+                self.heard();
+                if self.welcome.is_some() {
+                    self.is_known(at);
+                }
+            }
             News::Lost { cause, wait } => {
                 self.line = None;
                 self.welcome = None;
@@ -322,6 +338,7 @@ impl Service {
                 if self.welcome.is_none() {
                     self.lines.say(Mark::Good, "agent.connected", None, &said);
                 }
+                self.is_known(self.opened_at);
                 self.terms = ack.clone();
                 self.welcome = Some(ack);
                 self.beat_at = self.clock.elapsed() + Duration::from_millis(self.terms.heartbeat_interval_ms.max(100));

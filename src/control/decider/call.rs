@@ -37,6 +37,7 @@ fn parameters(kind: &str) -> &'static [Parameter] {
         "quarantine_worker" => &[Parameter::Name("worker_id")],
         "drain_agent" | "undrain_agent" => &[Parameter::Name("agent_id")],
         "restart_stream" | "stop_stream" | "move_stream" => &[Parameter::Name("job_id")],
+        "raise_alert" => &[Parameter::Name("subject")],
         _ => &[],
     }
 }
@@ -124,6 +125,7 @@ pub(super) fn build(kind: &'static str, values: &[Dynamic]) -> Result<Action, St
         "restart_stream" => Action::RestartStream { job_id: name() },
         "stop_stream" => Action::StopStream { job_id: name() },
         "move_stream" => Action::MoveStream { job_id: name() },
+        "raise_alert" => Action::RaiseAlert { subject: name() },
         _ => Action::RebalanceQueue {
             emergency: values
                 .first()

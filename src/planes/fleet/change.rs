@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::model::{AgentEvent, AgentState, JobEvent, JobId, JobStatus, Load};
 use super::protocol::{self, Ids, ToAgent};
 use super::record::{Agent, Job};
-use super::store::{self, Command, Order};
+use super::store::feed::Changes;
+use super::store::{self, Command, Held, Order};
 use crate::config;
 use crate::db::{Result, Timestamp, Tx};
 use crate::random::Random;
@@ -27,12 +28,28 @@ pub struct Rules {
 pub struct Change {
     pub(super) rules: Rules,
     pub(super) now: Timestamp,
+    /// The last number before this change.
+    base: i64,
     revision: i64,
     agents: BTreeMap<String, Agent>,
     jobs: BTreeMap<i64, Job>,
+    /// What else takes up the slots of these agents, and is not changed.
+    others: BTreeMap<String, Vec<Held>>,
     changed_agents: BTreeSet<String>,
+    /// Agents whose jobs change, which they may or may not show.
+    concerned: BTreeSet<String>,
     changed_jobs: BTreeSet<i64>,
     commands: Vec<Command>,
+    /// Whether a row was inserted by itself, under a number of its own.
+    inserted: bool,
+}
+
+/// What a change came to; tell it ([`Fleet::told`](super::Fleet)) once it is committed.
+#[derive(Default)]
+pub struct Saved {
+    pub commands: Vec<Command>,
+    /// The last number before the change, and all rows behind it; none where there are more than these.
+    pub news: Option<(i64, Changes)>,
 }
 
 impl Change {
@@ -43,16 +60,20 @@ impl Change {
         Ok(Self {
             rules: rules.clone(),
             now,
+            base: revision,
             revision,
             agents: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            others: BTreeMap::new(),
             changed_agents: BTreeSet::new(),
+            concerned: BTreeSet::new(),
             changed_jobs: BTreeSet::new(),
             commands: Vec::new(),
+            inserted: false,
         })
     }
 
-    /// Reads these jobs and agents, the agents of those jobs, and all jobs of all these agents.
+    /// Reads these jobs and agents, the agents of those jobs, and in short what else these agents have.
     pub async fn load(&mut self, tx: &mut Tx, agents: &[&str], jobs: &[i64]) -> Result<()> {
         let missing: Vec<i64> = jobs.iter().copied().filter(|id| !self.jobs.contains_key(id)).collect();
         for job in store::jobs(tx, &missing).await? {
@@ -70,7 +91,20 @@ impl Change {
         for agent in store::agents(tx, &wanted).await? {
             self.agents.insert(agent.id.clone(), agent);
         }
-        for job in store::held_by(tx, &wanted).await? {
+        for row in store::held_in_short(tx, &wanted).await? {
+            self.others.entry(row.agent_id.clone()).or_default().push(row);
+        }
+        Ok(())
+    }
+
+    /// The last number before this change.
+    pub fn base(&self) -> i64 {
+        self.base
+    }
+
+    /// Also reads all jobs of these agents, which may change.
+    pub async fn load_jobs_of(&mut self, tx: &mut Tx, agents: &[&str]) -> Result<()> {
+        for job in store::held_by(tx, agents).await? {
             self.jobs.entry(job.id).or_insert(job);
         }
         Ok(())
@@ -86,6 +120,7 @@ impl Change {
 
     /// The number of the next row that is inserted by itself.
     pub fn next_revision(&mut self) -> i64 {
+        self.inserted = true;
         self.revision += 1;
         self.revision
     }
@@ -113,7 +148,7 @@ impl Change {
         if job.status.is_held()
             && let Some(agent) = &job.agent_id
         {
-            self.changed_agents.insert(agent.clone());
+            self.concerned.insert(agent.clone());
         }
         Some(job)
     }
@@ -143,16 +178,23 @@ impl Change {
 
     /// The ids of the jobs that take up the agent's slots, oldest first.
     pub(super) fn held(&self, agent: &str) -> Vec<i64> {
+        self.slots_of(agent).into_iter().map(|(_, id, _)| id).collect()
+    }
+
+    fn slots_of(&self, agent: &str) -> Vec<(Option<Timestamp>, i64, JobStatus)> {
         let held = |job: &&Job| job.status.is_held() && job.agent_id.as_deref() == Some(agent);
-        let mut jobs: Vec<&Job> = self.jobs.values().filter(held).collect();
-        jobs.sort_by_key(|job| (job.assigned_at, job.id));
-        jobs.iter().map(|job| job.id).collect()
+        let jobs = self.jobs.values().filter(held).map(|job| (job.assigned_at, job.id, job.status));
+        let others = self.others.get(agent).into_iter().flatten();
+        let others = others.filter(|row| !self.jobs.contains_key(&row.id));
+        let mut slots: Vec<_> = jobs.chain(others.map(|row| (row.assigned_at, row.id, row.status))).collect();
+        slots.sort_by_key(|(since, id, _)| (*since, *id));
+        slots
     }
 
     pub(super) fn load_of(&self, agent: &str) -> Load {
-        let held = self.held(agent);
-        let oldest: Option<JobStatus> = held.first().and_then(|id| self.jobs.get(id)).map(|job| job.status);
-        Load::of(self.agents.get(agent).map_or(0, |agent| agent.slots), held.len() as i64, oldest)
+        let slots = self.slots_of(agent);
+        let oldest = slots.first().map(|(.., status)| *status);
+        Load::of(self.agents.get(agent).map_or(0, |agent| agent.slots), slots.len() as i64, oldest)
     }
 
     /// Says something to an agent, if it is connected.
@@ -182,22 +224,24 @@ impl Change {
 
     /// Whether anything changed.
     pub fn is_empty(&self) -> bool {
-        self.changed_agents.is_empty() && self.changed_jobs.is_empty() && self.commands.is_empty()
+        self.changed_agents.is_empty() && self.changed_jobs.is_empty() && self.commands.is_empty() && !self.inserted
     }
 
     /// Brings agents' states in line with their jobs, and writes everything. What `me` has to send comes back, to be
     /// sent after the commit; the rest is left for its instances. Wake [`Topic::Fleet`](crate::db::Topic) afterwards.
-    pub async fn save(mut self, tx: &mut Tx, me: Option<&str>) -> Result<Vec<Command>> {
-        let ids: Vec<String> = self.changed_agents.iter().cloned().collect();
-        for id in &ids {
-            let load = self.load_of(id);
-            self.step_agent(id, AgentEvent::Loaded(load));
-            let held = self.held(id);
-            if let Some(agent) = self.agents.get_mut(id) {
-                agent.busy = held.len() as i64;
-                agent.current_job_id = held.first().copied();
+    pub async fn save(mut self, tx: &mut Tx, me: Option<&str>) -> Result<Saved> {
+        let concerned: Vec<String> = self.concerned.union(&self.changed_agents).cloned().collect();
+        for id in concerned {
+            let (load, held) = (self.load_of(&id), self.held(&id));
+            let Some(agent) = self.agents.get_mut(&id) else { continue };
+            let state = agent.state.on(AgentEvent::Loaded(load)).unwrap_or(agent.state);
+            let shows = (state, held.len() as i64, held.first().copied());
+            if shows != (agent.state, agent.busy, agent.current_job_id) {
+                (agent.state, agent.busy, agent.current_job_id) = shows;
+                self.changed_agents.insert(id);
             }
         }
+        let ids: Vec<String> = self.changed_agents.iter().cloned().collect();
         for id in &self.changed_jobs {
             if let Some(job) = self.jobs.get_mut(id) {
                 self.revision += 1;
@@ -218,7 +262,12 @@ impl Change {
         let (mine, others): (Vec<Command>, Vec<Command>) =
             self.commands.into_iter().partition(|command| Some(command.instance.as_str()) == me);
         store::leave_commands(tx, &others).await?;
-        Ok(mine)
+        let news = Changes {
+            agents: ids.iter().filter_map(|id| self.agents.remove(id)).collect(),
+            jobs: self.changed_jobs.iter().filter_map(|id| self.jobs.remove(id)).collect(),
+            head: self.revision,
+        };
+        Ok(Saved { commands: mine, news: (!self.inserted).then_some((self.base, news)) })
     }
 }
 

@@ -13,13 +13,12 @@ use subtle::ConstantTimeEq;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Fleet;
-use super::change::{Change, id_of};
+use super::change::{Change, Saved, id_of};
 use super::hub::{Connection, Out};
 use super::protocol::{self, AssignAck, AudioAck, Heartbeat, Hello, HelloAck, Ids, JobUpdate, ToAgent};
-use super::store::Command;
 use super::store::tokens::{self, Known};
 use crate::config::DEVELOPMENT_TOKEN;
-use crate::db::{Error, Result, Timestamp, Topic};
+use crate::db::{Error, Result, Timestamp};
 
 /// Messages that one transaction takes.
 const BATCH: usize = 500;
@@ -77,6 +76,11 @@ impl Report {
             Self::Said { connection, .. } | Self::Lost(connection) => Some(connection),
             Self::Stop => None,
         }
+    }
+
+    /// Whether it may change any job of its agent.
+    fn is_of_all_jobs(&self) -> bool {
+        matches!(self, Self::Hello(_) | Self::Lost(_) | Self::Said { said: Said::Alive(_), .. })
     }
 
     fn jobs(&self) -> Option<i64> {
@@ -143,7 +147,7 @@ async fn take(fleet: &Fleet, batch: Vec<Report>) -> Option<Vec<Report>> {
             }
         }
     };
-    let Written { greetings, commands, changed } = written;
+    let Written { greetings, saved } = written;
     let mut greetings = greetings.into_iter();
     for report in batch {
         match report {
@@ -152,9 +156,8 @@ async fn take(fleet: &Fleet, batch: Vec<Report>) -> Option<Vec<Report>> {
             Report::Said { .. } | Report::Stop => {}
         }
     }
-    fleet.hub.deliver(commands);
-    if changed {
-        fleet.db.wake(Topic::Fleet).await;
+    if let Some(saved) = saved {
+        fleet.told(saved).await;
     }
     None
 }
@@ -162,8 +165,8 @@ async fn take(fleet: &Fleet, batch: Vec<Report>) -> Option<Vec<Report>> {
 /// What came of a batch.
 struct Written {
     greetings: Vec<Greeting>,
-    commands: Vec<Command>,
-    changed: bool,
+    /// None where nothing changed.
+    saved: Option<Saved>,
 }
 
 fn greet(fleet: &Fleet, arrival: Arrival, greeting: Option<Greeting>) {
@@ -196,11 +199,15 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
     let arrivals: BTreeSet<&str> =
         batch.iter().filter(|report| matches!(report, Report::Hello(_))).filter_map(Report::agent).collect();
     let arrivals: Vec<&str> = arrivals.into_iter().collect();
+    let whole: BTreeSet<&str> =
+        batch.iter().filter(|report| report.is_of_all_jobs()).filter_map(Report::agent).collect();
+    let whole: Vec<&str> = whole.into_iter().collect();
     let leaving = batch.iter().filter(|report| matches!(report, Report::Lost(_))).count();
 
     let mut tx = fleet.db.begin().await?;
     let mut change = Change::begin(&mut tx, &fleet.rules).await?;
     change.load(&mut tx, &agents, &jobs).await?;
+    change.load_jobs_of(&mut tx, &whole).await?;
     let known = if arrivals.is_empty() { Vec::new() } else { tokens::of_agents(&mut tx, &arrivals).await? };
     let mut greetings = Vec::new();
     // Numbers that connections of this very batch were given.
@@ -244,11 +251,11 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
         }
     }
     if change.is_empty() {
-        return Ok(Written { greetings, commands: Vec::new(), changed: false });
+        return Ok(Written { greetings, saved: None });
     }
-    let commands = change.save(&mut tx, Some(&fleet.instance)).await?;
+    let saved = change.save(&mut tx, Some(&fleet.instance)).await?;
     tx.commit().await?;
-    Ok(Written { greetings, commands, changed: true })
+    Ok(Written { greetings, saved: Some(saved) })
 }
 
 /// What tells a connection from every other that is open.

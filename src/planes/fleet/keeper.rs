@@ -15,6 +15,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_secs(1);
 /// Rows of one transaction.
 const BATCH: usize = 500;
+/// Offers of one transaction: agents answer each with two messages at once, and the fleet's lock is not left to those.
+const OFFERS: usize = 1_000;
 /// Between two signs of life of an instance, and two looks for instances that died.
 const INSTANCES: Duration = Duration::from_secs(2);
 /// How old `last_seen_at` may grow in the table while heartbeats come.
@@ -123,10 +125,12 @@ impl Fleet {
         let held = self.mirror.hold().await;
         let mut tx = self.db.begin().await?;
         let mut change = Change::begin(&mut tx, &self.rules).await?;
-        self.mirror.catch_up_in(&held, &mut tx).await?;
+        if !self.mirror.is_at(change.base()) {
+            self.mirror.catch_up_in(&held, &mut tx).await?;
+        }
         drop(held);
         let Some(plan) = plan(change.now) else { return Ok(false) };
-        let offers = &plan.offers[..plan.offers.len().min(BATCH)];
+        let offers = &plan.offers[..plan.offers.len().min(OFFERS)];
         let waits: Vec<&(i64, String)> = plan.waits.iter().filter(|wait| news(wait)).take(BATCH).collect();
         let agents: Vec<&str> = offers.iter().map(|(_, agent)| agent.as_str()).collect();
         let jobs: Vec<i64> = offers.iter().map(|(job, _)| *job).chain(waits.iter().map(|(job, _)| *job)).collect();
@@ -140,10 +144,11 @@ impl Fleet {
         if change.is_empty() {
             return Ok(false);
         }
-        let commands = change.save(&mut tx, Some(&self.instance)).await?;
+        let saved = change.save(&mut tx, Some(&self.instance)).await?;
         tx.commit().await?;
-        self.told(commands).await;
-        self.mirror.catch_up(&self.db).await?;
+        if !self.told(saved).await {
+            self.mirror.catch_up(&self.db).await?;
+        }
         Ok(true)
     }
 
@@ -157,11 +162,12 @@ impl Fleet {
             let mut change = Change::begin(&mut tx, &self.rules).await?;
             let ids: Vec<&str> = agents.iter().map(String::as_str).collect();
             change.load(&mut tx, &ids, &jobs).await?;
+            change.load_jobs_of(&mut tx, &ids).await?;
             jobs.iter().for_each(|job| change.due(*job));
             ids.iter().for_each(|agent| change.agent_due(agent));
-            let commands = change.save(&mut tx, Some(&self.instance)).await?;
+            let saved = change.save(&mut tx, Some(&self.instance)).await?;
             tx.commit().await?;
-            self.told(commands).await;
+            self.told(saved).await;
         }
         self.note_seen(now).await?;
         if instances {
@@ -205,13 +211,14 @@ impl Fleet {
             let mut change = Change::begin(&mut tx, &self.rules).await?;
             let ids: Vec<&str> = batch.iter().map(|(agent, _)| agent.as_str()).collect();
             change.load(&mut tx, &ids, &[]).await?;
+            change.load_jobs_of(&mut tx, &ids).await?;
             let grace = change.grace(orphans.len());
             for (agent, connection) in batch {
                 change.lost(agent, *connection, None, grace);
             }
-            let commands = change.save(&mut tx, Some(&self.instance)).await?;
+            let saved = change.save(&mut tx, Some(&self.instance)).await?;
             tx.commit().await?;
-            self.told(commands).await;
+            self.told(saved).await;
         }
         if !orphans.is_empty() {
             tracing::warn!(agents = orphans.len(), "agents of an instance that is gone are offline");

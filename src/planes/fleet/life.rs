@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::change::{Change, id_of, is_reachable};
 use super::metadata;
 use super::model::{AgentEvent, JobEvent, JobId, JobStatus, RestartPolicy, Resumed, Then};
-use super::protocol::{Assign, AssignAck, AudioAck, JobUpdate, OfJob, Progress, Stop, ToAgent};
+use super::protocol::{Assign, AssignAck, AudioAck, JobUpdate, OfJob, Progress, Stop, ToAgent, close};
 use super::record::{Job, Wanted};
 use crate::backoff;
 use crate::db::Json;
@@ -469,9 +469,9 @@ impl Change {
                 }
                 self.fence_off(&agent, &JobId(job).to_string(), Some(row.lease));
             }
+            JobStatus::Stopping if row.wanted == Wanted::Restart => self.wait_for_its_lease(job, &agent),
             JobStatus::Stopping => {
-                let then = if row.wanted == Wanted::Restart { Then::Again } else { Then::End };
-                self.take_away(job, then, format!("agent {agent} did not confirm that it was killed"));
+                self.take_away(job, Then::End, format!("agent {agent} did not confirm that it was killed"));
             }
             JobStatus::Unknown => {
                 let then = match (row.wanted, row.restart_policy) {
@@ -488,6 +488,20 @@ impl Change {
                 }
             }
         }
+    }
+
+    /// The agent does not confirm that it killed what is to begin elsewhere: perhaps it is heard and hears nothing, and
+    /// the stream would run twice. Cut off, it is heard no more, and ends by itself what its lease no longer holds.
+    fn wait_for_its_lease(&mut self, job: i64, agent: &str) {
+        let config = self.rules.config.clone();
+        let due = self.after(config.heartbeat_timeout_ms.saturating_add(config.reconnect_grace_ms));
+        if self.step(job, JobEvent::Lost)
+            && let Some(row) = self.job_mut(job)
+        {
+            row.due_at = Some(due);
+            row.reason = Some(format!("agent {agent} did not confirm that it was killed; its lease has to end first"));
+        }
+        self.cut_off(agent, close::SILENT, "an order to kill was not answered");
     }
 
     /// Takes a job from its agent: what that one still says of it counts no more, and what it still runs is killed.

@@ -1,7 +1,8 @@
 //! The fleet as this instance knows it: every agent, every living job and the newest that ended, each with the message
 //! that UI clients get for it, made once.
 //!
-//! It follows the database by the rows' numbers, whoever changed them on whichever instance. A UI client is a place in
+//! It follows the database by the rows' numbers, whoever changed them on whichever instance; what this instance has
+//! changed itself it need not read. A UI client is a place in
 //! this order: what lies behind it is sent, and where it is slow, several changes of one row have become one.
 
 use std::collections::hash_map::DefaultHasher;
@@ -108,6 +109,9 @@ impl Mirror {
     /// Reads what changed since the last time.
     pub async fn catch_up(&self, db: &Db) -> Result<()> {
         let _one = self.catching_up.lock().await;
+        if self.is_at(feed::last(db).await?) {
+            return Ok(());
+        }
         loop {
             let mut tx = db.begin_read().await?;
             if self.read_on(&mut tx).await? {
@@ -128,6 +132,28 @@ impl Mirror {
         Ok(())
     }
 
+    /// Whether everything up to that number is known, and nothing behind it.
+    pub fn is_at(&self, revision: i64) -> bool {
+        let state = self.read();
+        state.loaded && state.head == revision
+    }
+
+    /// Takes what this instance has committed itself, if nothing lies between that and what is known already.
+    pub fn take_own(&self, base: i64, mut changes: Changes) -> bool {
+        for job in &mut changes.jobs {
+            job.config.0 = Value::Null; // as the feed reads it
+        }
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if !state.loaded || state.head != base {
+            return false;
+        }
+        let head = changes.head;
+        state.put(changes);
+        drop(state);
+        self.head.send_replace(head);
+        true
+    }
+
     /// One look; whether it reached the end.
     async fn read_on(&self, tx: &mut Tx) -> Result<bool> {
         let (loaded, head) = {
@@ -141,18 +167,16 @@ impl Mirror {
     }
 
     fn take(&self, changes: Changes) {
-        let head = changes.head;
-        let changed = {
+        let (head, changed) = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            let head = changes.head.max(state.head); // what is newer came meanwhile, from this instance itself
             let changed = head != state.head || !state.loaded;
             if !state.loaded && changes.jobs.iter().filter(|job| job.status.is_final()).count() as i64 >= feed::ENDED {
                 state.let_go = head; // older ones may have ended since wherever a client stood
             }
-            changes.agents.into_iter().for_each(|agent| state.put_agent(agent));
-            changes.jobs.into_iter().for_each(|job| state.put_job(job));
-            state.head = head;
+            state.put(Changes { head, ..changes });
             state.loaded = true;
-            changed
+            (head, changed)
         };
         if changed {
             self.head.send_replace(head);
@@ -245,6 +269,12 @@ impl Mirror {
 }
 
 impl State {
+    fn put(&mut self, changes: Changes) {
+        changes.agents.into_iter().for_each(|agent| self.put_agent(agent));
+        changes.jobs.into_iter().for_each(|job| self.put_job(job));
+        self.head = changes.head;
+    }
+
     fn put_agent(&mut self, agent: Agent) {
         let known = self.agents.get(&agent.id).map(|known| (known.agent.version, known.agent.revision));
         if known.is_some_and(|(version, _)| version >= agent.version) {

@@ -53,7 +53,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use change::{Change, Rules};
+pub use change::{Change, Rules, Saved};
 pub use observe::{
     AGENT_FIGURES, AgentFigures, AgentsSection, DrainedAgent, FlappingAgent, STREAM_FIGURES, StillStream,
     StreamFigures, StreamsSection, observe_agents, observe_streams,
@@ -69,7 +69,6 @@ use crate::random::Random;
 use hub::Hub;
 use intake::Report;
 use mirror::Mirror;
-use store::Command;
 
 /// The plane's handle.
 pub struct Fleet {
@@ -148,9 +147,15 @@ impl Fleet {
         self.tasks.wait().await;
     }
 
-    /// After a change is committed: its commands go out, and everybody hears of it.
-    async fn told(&self, commands: Vec<Command>) {
-        self.hub.deliver(commands);
-        self.db.wake(Topic::Fleet).await;
+    /// After a change is committed: its commands go out, and everybody hears of it. Whether the mirror has it now.
+    async fn told(&self, saved: Saved) -> bool {
+        self.hub.deliver(saved.commands);
+        let known = saved.news.is_some_and(|(base, news)| self.mirror.take_own(base, news));
+        if known {
+            self.db.wake_others(Topic::Fleet);
+        } else {
+            self.db.wake(Topic::Fleet).await;
+        }
+        known
     }
 }

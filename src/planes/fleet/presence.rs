@@ -216,8 +216,9 @@ impl Change {
         }
         for job in self.held(agent) {
             let due = now.after(grace);
-            self.step(job, JobEvent::Lost);
-            if let Some(row) = self.job_mut(job) {
+            if self.step(job, JobEvent::Lost)
+                && let Some(row) = self.job_mut(job)
+            {
                 row.due_at = Some(due);
             }
         }

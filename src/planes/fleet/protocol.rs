@@ -21,7 +21,7 @@
 //! | [`close::NO_HELLO`] | it did not say hello in time | connects again with backoff |
 //! | [`close::UNAUTHORIZED`] | its token is wrong or was revoked | stops, and says so |
 //! | [`close::REPLACED`] | another connection said hello as the same agent | stops: two run under one id |
-//! | [`close::SILENT`] | no sign of life within the time-out | connects again with backoff |
+//! | [`close::SILENT`] | no sign of life within the time-out, or no answer to an order to kill | connects again with backoff |
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -37,8 +37,6 @@ pub mod close {
     pub const UNAUTHORIZED: u16 = 4401;
     pub const REPLACED: u16 = 4409;
     pub const SILENT: u16 = 4410;
-    /// A UI client that could not be served any more; it connects again with `?since=`.
-    pub const TOO_SLOW: u16 = 4429;
 }
 
 /// A message from an agent.

@@ -1,6 +1,7 @@
 //! `/ui`: one client that watches. It is a place in the mirror's order: whatever lies behind it is sent, as much as it
 //! takes, and several changes of one row that it was too slow for are one message.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use crate::db::Timestamp;
 pub const LONGEST_MESSAGE: usize = 16 * 1024;
 /// Messages that are written before the client's own are looked at.
 const PAGE: usize = 256;
+/// Between two writes to one client: what changes within it goes out together.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// A client that is quiet is pinged, so that whatever stands between does not close the connection.
 const PING: Duration = Duration::from_secs(30);
 /// Messages of a client a second, and in a burst.
@@ -68,6 +71,8 @@ pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, wanted: Subscribe) 
     };
     let mut changes = fleet.mirror.watch();
     let mut rate = Rate::new(RATE, BURST, fleet.clock.elapsed());
+    // By the machine's time, whatever clock the platform runs on.
+    let mut rest = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
         changes.mark_unchanged(); // before the look, so that nothing falls between
         match write(&fleet, &mut socket, &mut view).await {
@@ -82,7 +87,13 @@ pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, wanted: Subscribe) 
             () = fleet.stop.cancelled() => {
                 return farewell(&mut socket, 1001, "this instance goes away; connect again with ?since=").await;
             }
-            changed = changes.changed() => if changed.is_err() { return },
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                rest.as_mut().await;
+                rest.set(tokio::time::sleep(TOGETHER));
+            }
             () = tokio::time::sleep(PING) => {
                 if socket.send(Message::Ping(Vec::new().into())).await.is_err() {
                     return;

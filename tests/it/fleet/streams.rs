@@ -208,6 +208,36 @@ on_both! {
         assert_eq!(stubborn.hear("agent.job.kill").await["payload"]["jobId"], json!(job));
     }
 
+    async fn a_stream_that_is_to_begin_elsewhere_waits_for_the_lease_of_an_agent_that_does_not_confirm_its_end(world) {
+        world.start().await;
+        let mut deaf = agent(&world, "deaf", 1).await;
+        let job = submit(&world, json!({ "restartPolicy": "onFailure" })).await;
+        take(&mut deaf).await;
+        until(&world, &job, "RUNNING").await;
+        let mut other = agent(&world, "other", 1).await;
+        world.post("/v1/agents/deaf/drain", &json!({ "drain": true, "deadlineSeconds": 0 })).await;
+        until(&world, &job, "STOPPING").await;
+        deaf.hear("agent.job.stop").await;
+        for _ in 0..8 {
+            pass(&world, 1).await;
+            deaf.say(json!({ "type": "agent.heartbeat" })).await; // it is heard, and says nothing of the job
+            other.say(json!({ "type": "agent.heartbeat" })).await;
+        }
+        until(&world, &job, "UNKNOWN").await;
+        assert_eq!(deaf.closed().await, 4410, "it is cut off");
+        assert!(world.text("SELECT reason FROM stream_jobs").await.contains("its lease has to end first"));
+        for _ in 0..18 {
+            pass(&world, 1).await;
+            other.say(json!({ "type": "agent.heartbeat" })).await;
+        }
+        assert_eq!(world.text("SELECT status FROM stream_jobs").await, "UNKNOWN", "the time-out and the grace are 40 seconds");
+        for _ in 0..6 {
+            pass(&world, 1).await;
+            other.say(json!({ "type": "agent.heartbeat" })).await;
+        }
+        assert_eq!(take(&mut other).await.0, job);
+    }
+
     async fn repeated_and_reordered_messages_change_nothing(world) {
         world.start().await;
         let mut studio = agent(&world, "studio", 2).await;

@@ -3,6 +3,7 @@
 mod clients;
 mod desk;
 mod media;
+mod network;
 mod partition;
 
 use std::time::Duration;

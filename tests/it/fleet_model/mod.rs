@@ -10,8 +10,7 @@
 //! ```
 
 mod agent;
-mod proxy;
-mod truth;
+pub mod truth;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,9 +22,9 @@ use showrunner::clock::SharedClock;
 use showrunner::random::Random;
 
 use crate::support::World;
+use crate::support::network::{Proxy, Weather};
 use crate::support::world::time;
 use agent::{Agent, Nature, Terms};
-use proxy::{Proxy, Weather};
 use truth::Truth;
 
 /// Each step of the story's clock, and the real pause after it, in which the service works.

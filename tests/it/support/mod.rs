@@ -1,6 +1,7 @@
 //! What stories need: a database of each kind, and a service on it.
 
 pub mod faults;
+pub mod network;
 pub mod node;
 pub mod postgres;
 pub mod process;

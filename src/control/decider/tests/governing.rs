@@ -177,6 +177,7 @@ fn where_everything_fails_the_loop_stays_within_its_bounds() {
     let governors = Governors::default();
     let mut snapshot = super::super::examples::full();
     let mut clips = snapshot.clips.take().expect("clips");
+    snapshot.agents.as_mut().expect("agents").free_slots = 0;
     let mut memory = Memory::default();
     let mut begun: Vec<(Timestamp, &'static str)> = Vec::new();
     for cycle in 0..2_100_u64 {

@@ -56,6 +56,7 @@ fn the_rules_are_there_with_their_priorities() {
             ("high_error_rate", 7, "trigger_reconciliation"),
             ("hopeless_trigger", 7, "pause_trigger"),
             ("low_quality_trend", 3, "downgrade_low_score_clip"),
+            ("no_free_slot", 6, "raise_alert"),
             ("promote_high_score", 7, "promote_high_score_clip"),
             ("queue_saturated", 9, "rebalance_queue"),
             ("recent_failures", 8, "retry_failed_log"),
@@ -349,6 +350,20 @@ fn still_stream() {
 }
 
 #[test]
+fn no_free_slot() {
+    let streams = |free_slots, oldest_waiting_minutes| {
+        firing(|snapshot| {
+            snapshot.agents.as_mut().expect("agents").free_slots = free_slots;
+            let streams = snapshot.streams.as_mut().expect("streams");
+            (streams.waiting, streams.oldest_waiting_minutes) = (3, oldest_waiting_minutes);
+        })
+    };
+    assert!(streams(0, 0).is_empty(), "the next agent may have a slot for it at once");
+    assert!(streams(1, 1).is_empty(), "it waits for something else");
+    assert_eq!(streams(0, 1), ["no_free_slot"]);
+}
+
+#[test]
 fn streams_that_find_no_slot_are_seen_in_the_health() {
     let health = |waiting, free_slots| {
         let mut snapshot = quiet();
@@ -370,7 +385,7 @@ fn a_record_of_an_older_program_lacks_sections_and_is_read() {
     let mut snapshot: Snapshot = serde_json::from_value(record).expect("an older snapshot");
     let decision = decide(&RuleSet::built_in(), &mut snapshot);
     assert_eq!(snapshot.system.unobserved, later);
-    assert_eq!(decision.held_rules.len(), 9, "{:?}", decision.held_rules);
+    assert_eq!(decision.held_rules.len(), 10, "{:?}", decision.held_rules);
 }
 
 #[test]

@@ -101,12 +101,12 @@ pub(super) async fn drain(
     if !change.drain(&id, wanted.drain, &caller.actor().to_string(), deadline) {
         return Err(missing(&id));
     }
-    let commands = change.save(&mut tx, Some(&fleet.instance)).await?;
+    let saved = change.save(&mut tx, Some(&fleet.instance)).await?;
     let event = if wanted.drain { "fleet.agent_drained" } else { "fleet.agent_undrained" };
     let payload = json!({ "deadline_seconds": wanted.deadline_seconds });
     let entry = Entry::new(event, caller.actor(), payload).subject(format!("agent:{id}"));
     ledger::append(&mut tx, &[entry]).await?;
     tx.commit().await?;
-    fleet.told(commands).await;
+    fleet.told(saved).await;
     get(State(fleet), Path(id)).await
 }

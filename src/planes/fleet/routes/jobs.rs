@@ -214,10 +214,10 @@ pub(super) async fn submit(
         request_hash,
     };
     let id = store::insert_job(&mut tx, &new, change.next_revision()).await?;
-    let commands = change.save(&mut tx, Some(&fleet.instance)).await?;
+    let saved = change.save(&mut tx, Some(&fleet.instance)).await?;
     tx.commit().await?;
     let view = shown(&fleet, &caller, id).await?;
-    fleet.told(commands).await;
+    fleet.told(saved).await;
     let mut response = (StatusCode::CREATED, Json(view)).into_response();
     if let Ok(location) = HeaderValue::try_from(format!("/v1/jobs/{}", JobId(id))) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -242,13 +242,13 @@ async fn changed(
         return Err(missing(id));
     }
     work(&mut change, job).map_err(|refusal| Problem::conflict(format!("Not possible: {refusal}.")))?;
-    let commands = change.save(&mut tx, Some(&fleet.instance)).await?;
+    let saved = change.save(&mut tx, Some(&fleet.instance)).await?;
     if let Some(event) = entry {
         let entry = Entry::new(event, caller.actor(), json!({})).subject(format!("stream:{id}"));
         ledger::append(&mut tx, &[entry]).await?;
     }
     tx.commit().await?;
-    fleet.told(commands).await;
+    fleet.told(saved).await;
     shown(fleet, caller, job).await.map(Json)
 }
 

@@ -91,11 +91,11 @@ pub(super) async fn create(
         return Err(Problem::conflict(format!("Agent `{id}` has {MOST_TOKENS} good tokens; revoke one first.")));
     }
     let about = tokens::insert(&mut tx, &id, new.name, &hash(&token), &caller.actor().to_string()).await?;
-    let commands = change.save(&mut tx, Some(&fleet.instance)).await?;
+    let saved = change.save(&mut tx, Some(&fleet.instance)).await?;
     let entry = Entry::new("fleet.agent_token_created", caller.actor(), json!({ "token": about.id }));
     ledger::append(&mut tx, &[entry.subject(format!("agent:{id}"))]).await?;
     tx.commit().await?;
-    fleet.told(commands).await;
+    fleet.told(saved).await;
     Ok((StatusCode::CREATED, Json(MadeToken { token, about })).into_response())
 }
 
@@ -119,10 +119,10 @@ pub(super) async fn revoke(
     if change.agent(&id).is_some_and(|agent| agent.token_id == Some(token)) {
         change.cut_off(&id, close::UNAUTHORIZED, "this token was revoked");
     }
-    let commands = change.save(&mut tx, Some(&fleet.instance)).await?;
+    let saved = change.save(&mut tx, Some(&fleet.instance)).await?;
     let entry = Entry::new("fleet.agent_token_revoked", caller.actor(), json!({ "token": token }));
     ledger::append(&mut tx, &[entry.subject(format!("agent:{id}"))]).await?;
     tx.commit().await?;
-    fleet.told(commands).await;
+    fleet.told(saved).await;
     Ok(Json(revoked))
 }

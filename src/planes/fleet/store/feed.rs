@@ -1,7 +1,7 @@
 //! What changed behind a number, in the order of its commits.
 
 use super::{of_agents, of_jobs_in_short};
-use crate::db::{Result, Sql, Tx};
+use crate::db::{Db, Result, Sql, Tx};
 use crate::planes::fleet::record::{Agent, Job};
 
 /// Rows of each kind that one look reads.
@@ -19,6 +19,11 @@ pub struct Changes {
 
 async fn head(tx: &mut Tx) -> Result<i64> {
     Ok(tx.query("SELECT revision FROM fleet_head WHERE id = 1").one::<(i64,)>().await?.0)
+}
+
+/// The last number that was given.
+pub async fn last(db: &Db) -> Result<i64> {
+    Ok(db.query("SELECT revision FROM fleet_head WHERE id = 1").one::<(i64,)>().await?.0)
 }
 
 /// Everything that is shown: all agents, all living jobs, and the newest that ended.

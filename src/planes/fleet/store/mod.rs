@@ -11,6 +11,7 @@ pub(super) mod tokens;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::model::JobStatus;
 use super::record::{Agent, Job};
 use crate::db::{Json, Result, Sql, Timestamp, Tx};
 use crate::sql;
@@ -99,6 +100,32 @@ pub async fn agents(tx: &mut Tx, ids: &[&str]) -> Result<Vec<Agent>> {
         return Ok(Vec::new());
     }
     tx.query(TEXT).bind(Json(json!(ids))).all().await
+}
+
+/// A job that takes up a slot, in short.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Held {
+    pub agent_id: String,
+    pub id: i64,
+    #[sqlx(try_from = "String")]
+    pub status: JobStatus,
+    pub assigned_at: Option<Timestamp>,
+}
+
+/// The jobs that take up these agents' slots, in short.
+pub async fn held_in_short(tx: &mut Tx, agents: &[&str]) -> Result<Vec<Held>> {
+    const TEXT: Sql = Sql {
+        sqlite: "SELECT agent_id, id, status, assigned_at FROM stream_jobs
+                 WHERE agent_id IN (SELECT value FROM json_each($1))
+                   AND status IN ('ASSIGNED', 'ACCEPTED', 'STARTING', 'RUNNING', 'STOPPING', 'UNKNOWN')",
+        postgres: "SELECT agent_id, id, status, assigned_at FROM stream_jobs
+                   WHERE agent_id IN (SELECT jsonb_array_elements_text($1))
+                     AND status IN ('ASSIGNED', 'ACCEPTED', 'STARTING', 'RUNNING', 'STOPPING', 'UNKNOWN')",
+    };
+    if agents.is_empty() {
+        return Ok(Vec::new());
+    }
+    tx.query(TEXT).bind(Json(json!(agents))).all().await
 }
 
 /// The jobs that take up these agents' slots.
