@@ -187,7 +187,7 @@ impl Db {
                     let notification = notification?;
                     let (topic, origin) =
                         notification.payload().split_once(' ').unwrap_or((notification.payload(), ""));
-                    if let Some(topic) = Topic::from_name(topic).filter(|_| origin != self.waker.origin) {
+                    if let Some(topic) = Topic::from_name(topic).filter(|_| origin != &*self.waker.origin) {
                         let _ = self.waker.sender.send(topic);
                     }
                 }
