@@ -1,7 +1,7 @@
 //! What no door can provoke: faults of ours, and the passing of days.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,7 +12,7 @@ use super::cycle::CycleError;
 use super::decider::RuleBook;
 use super::{CycleRunner, Executor, Monitor, Occasion, Trigger, forget_old, leader};
 use crate::actor::Actor;
-use crate::clock::ManualClock;
+use crate::clock::{ManualClock, SharedClock};
 use crate::config::{Config, Governors, Retention};
 use crate::db::{Db, Faults, Options, Point, Result};
 use crate::ledger::{self, Entry};
@@ -32,13 +32,8 @@ impl Faults for Panics {
     }
 }
 
-#[tokio::test]
-async fn a_cycle_that_panics_is_written_down_and_the_next_one_runs() {
-    let clock = ManualClock::at(DateTime::UNIX_EPOCH);
-    let panics = Arc::new(Panics::default());
-    let db = Db::open(&Options::new("sqlite::memory:"), clock.clone()).await.expect("open");
-    db.migrate().await.expect("migrate");
-    let db = db.with_faults(panics.clone());
+/// A runner that leads.
+async fn leading(db: &Db, clock: SharedClock) -> (CycleRunner, Occasion<'static>) {
     let config = Config::default().publishing;
     let publishing = Publishing::new(config, db.clone(), clock.clone(), Random::seeded(1)).expect("a plane");
     let publishing = Arc::new(publishing);
@@ -46,11 +41,50 @@ async fn a_cycle_that_panics_is_written_down_and_the_next_one_runs() {
     let monitor = Monitor::new(db.clone(), publishing);
     let rules = Arc::new(RuleBook::built_in());
     let settings = Governors::default();
-    let mut runner = CycleRunner::new(db.clone(), clock, "here".to_owned(), rules, monitor, executor, settings);
+    let runner = CycleRunner::new(db.clone(), clock, "here".to_owned(), rules, monitor, executor, settings);
     let mut tx = db.begin().await.expect("begin");
     let term = leader::acquire(&mut tx, "here").await.expect("acquire").expect("a free lease");
     tx.commit().await.expect("commit");
-    let occasion = Occasion { trigger: Trigger::Loop, asked_by: None, term, skipped_ticks: 0 };
+    (runner, Occasion { trigger: Trigger::Loop, asked_by: None, term, skipped_ticks: 0 })
+}
+
+/// Counts statements.
+#[derive(Default)]
+struct Counts(AtomicUsize);
+
+#[async_trait]
+impl Faults for Counts {
+    async fn strike(&self, point: Point<'_>) -> Result<()> {
+        if matches!(point, Point::Statement(_)) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_idle_cycle_is_few_statements() {
+    let clock = ManualClock::at(DateTime::UNIX_EPOCH);
+    let counts = Arc::new(Counts::default());
+    let db = Db::open(&Options::new("sqlite::memory:"), clock.clone()).await.expect("open");
+    db.migrate().await.expect("migrate");
+    let db = db.with_faults(counts.clone());
+    let (mut runner, occasion) = leading(&db, clock).await;
+    runner.run(occasion).await.expect("a cycle, which also stores the rules");
+    counts.0.store(0, Ordering::Relaxed);
+    runner.run(occasion).await.expect("a cycle");
+    // All figures; the lease, the cycle's row, the chain's end, two entries.
+    assert_eq!(counts.0.load(Ordering::Relaxed), 5);
+}
+
+#[tokio::test]
+async fn a_cycle_that_panics_is_written_down_and_the_next_one_runs() {
+    let clock = ManualClock::at(DateTime::UNIX_EPOCH);
+    let panics = Arc::new(Panics::default());
+    let db = Db::open(&Options::new("sqlite::memory:"), clock.clone()).await.expect("open");
+    db.migrate().await.expect("migrate");
+    let db = db.with_faults(panics.clone());
+    let (mut runner, occasion) = leading(&db, clock).await;
 
     panics.0.store(true, Ordering::Relaxed);
     let broken = runner.run(occasion).await.expect_err("a panic");

@@ -10,7 +10,7 @@ use showrunner::control::snapshot::Snapshot;
 
 use crate::on_both;
 use crate::support::World;
-use crate::support::faults::Failing;
+use crate::support::faults::{Counting, Failing};
 use crate::support::process::Process;
 use crate::support::world::{EVENING, list, planned, proposed};
 
@@ -332,6 +332,14 @@ on_both! {
         faults.set(None);
         assert_eq!(world.run_once().await["snapshot"]["system"]["unobserved"], json!([]));
         assert_eq!(replay_all(&world).await, 6);
+    }
+
+    async fn the_figures_of_all_sections_are_read_together(world) {
+        let together = Counting::of("name = 'jobs'");
+        world.app = Some(world.instance(Mode::Command, 1, Some(together.clone())).await);
+        together.met();
+        world.snapshot().await;
+        assert_eq!(together.met(), 1, "each section would read its own where that failed");
     }
 
     async fn a_platform_that_looks_fine_is_not_called_healthy_with_a_section_missing(world) {

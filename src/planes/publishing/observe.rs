@@ -326,9 +326,9 @@ pub const CLIP_FIGURES: Sql = sql!(
     "SELECT recent.*,
          (SELECT CAST(coalesce(SUM(n), 0) AS BIGINT) FROM tallies WHERE name = 'clips.ready_high' AND key = '')
              AS clips_high,
-         CASE WHEN EXISTS (SELECT 1 FROM clips WHERE status = 'ready')
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM clips WHERE status = 'ready')
                 OR EXISTS (SELECT 1 FROM clips WHERE status = 'scheduled' AND visual_score < 40) THEN 1 ELSE 0 END
-             AS clips_shown
+             AS BIGINT) AS clips_shown
      FROM (SELECT CAST(coalesce(SUM(n), 0) AS BIGINT) AS clips_recent,
              CAST(coalesce(SUM(total), 0) AS DOUBLE PRECISION) AS clips_recent_score
          FROM tallies WHERE name = 'clips.recent' AND key >= "

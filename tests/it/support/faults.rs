@@ -45,6 +45,34 @@ impl Faults for Failing {
     }
 }
 
+/// Counts the statements that contain a text, and lets all of them go.
+pub struct Counting {
+    text: &'static str,
+    met: AtomicU32,
+}
+
+impl Counting {
+    /// None met yet.
+    pub fn of(text: &'static str) -> Arc<Self> {
+        Arc::new(Self { text, met: AtomicU32::new(0) })
+    }
+
+    /// How many came since this was last asked.
+    pub fn met(&self) -> u32 {
+        self.met.swap(0, Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Faults for Counting {
+    async fn strike(&self, point: Point<'_>) -> Result<()> {
+        if matches!(point, Point::Statement(statement) if statement.contains(self.text)) {
+            self.met.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
 /// Holds back the first statement that contains a text, once armed, until it is let go.
 pub struct Holding {
     text: &'static str,
