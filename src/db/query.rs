@@ -63,8 +63,9 @@ impl Watch<'_> {
         {
             result = Err(struck);
         }
+        // A writing statement may have found nothing to change: that it succeeds shows no more than a read does.
         if result.is_ok() && (self.alone || !self.writes) {
-            self.health.works(self.writes);
+            self.health.works(false);
         }
         self.health.noted(self.writes, result)
     }
