@@ -112,18 +112,19 @@ impl Db {
         Ok(tables > 0)
     }
 
+    async fn applied_migrations(&self) -> Result<Vec<(i64, Vec<u8>)>> {
+        self.query("SELECT version, checksum FROM _sqlx_migrations ORDER BY version").all().await
+    }
+
     /// Compares what the database has had with what this program brings; changes nothing.
     pub async fn migration_state(&self) -> Result<MigrationState> {
         let migrator = self.migrator();
-        let applied: Vec<(i64, Vec<u8>)> =
-            match self.query("SELECT version, checksum FROM _sqlx_migrations ORDER BY version").all().await {
-                Ok(applied) => applied,
-                // A database that never had any fails at that.
-                Err(cause) => match self.has_migrations().await? {
-                    true => return Err(cause),
-                    false => Vec::new(),
-                },
-            };
+        let applied = match self.applied_migrations().await {
+            Ok(applied) => applied,
+            // A database that never had any fails at that; another process may begin them in this moment.
+            Err(_) if !self.has_migrations().await? => Vec::new(),
+            Err(_) => self.applied_migrations().await?,
+        };
         let mut drift = Vec::new();
         for (version, checksum) in &applied {
             match migrator.iter().find(|migration| migration.version == *version) {
