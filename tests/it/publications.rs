@@ -246,7 +246,7 @@ on_both! {
         world.start().await;
         for _ in 0..90 {
             world.clock.advance(Duration::from_secs(60));
-            tokio::time::sleep(Duration::from_millis(60)).await; // what is due now goes out now
+            tokio::time::sleep(Duration::from_millis(150)).await; // what is due now goes out now
         }
         world.until_in_time("SELECT COUNT(*) FROM publish_logs WHERE status = 'published'", "9").await;
         assert_eq!(posts(&world).await, 9);
