@@ -38,6 +38,8 @@ const SEEDS: u64 = 200;
 const SEEDS_ON_POSTGRES: u64 = 2;
 /// Things that happen before the faults stop.
 const STEPS: u64 = 250;
+/// Bytes; without optimisation the futures of whole instances lie on the stack side by side.
+const STACK: usize = 16 << 20;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
@@ -96,7 +98,11 @@ fn shortest(store: &Store, seed: u64, steps: u64) -> u64 {
 /// Runs seeds on as many threads as there are cores; panics over the first that fails.
 fn every_seed_holds(store: &Store, seeds: u64) {
     if let Some(seed) = number("SIM_SEED") {
-        let result = run(store, seed, number("SIM_STEPS").unwrap_or(STEPS), true);
+        let steps = number("SIM_STEPS").unwrap_or(STEPS);
+        let result = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK);
+            thread.spawn_scoped(scope, || run(store, seed, steps, true)).expect("a thread").join().expect("its result")
+        });
         assert_eq!(result, Ok(()), "seed {seed}");
         return;
     }
@@ -104,8 +110,7 @@ fn every_seed_holds(store: &Store, seeds: u64) {
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            // Without optimisation the futures of whole instances lie on the stack side by side.
-            let thread = std::thread::Builder::new().stack_size(16 << 20);
+            let thread = std::thread::Builder::new().stack_size(STACK);
             let spawned = thread.spawn_scoped(scope, || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
