@@ -276,7 +276,8 @@ impl World {
     async fn sql(&self, text: &str) {
         let text: &'static str = text.to_owned().leak(); // statements are static outside tests
         for _ in 0..5 {
-            let mut tx = self.db.begin().await.expect("a transaction");
+            // A busy machine may take long to let go of SQLite's lock.
+            let Ok(mut tx) = self.db.begin().await else { continue };
             match tx.query(text).execute().await {
                 Ok(_) => return tx.commit().await.expect("a commit"),
                 // On PostgreSQL somebody may stand still with a lock that this needs.
