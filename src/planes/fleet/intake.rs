@@ -220,12 +220,17 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
             Report::Hello(arrival) => {
                 let presented = &arrival.hello.auth.token;
                 let greeting = admit(fleet, presented, &arrival.hello.agent_id, &known, arrival.from_loopback);
-                greetings.push(greeting.map(|token_id| {
+                greetings.push(greeting.and_then(|token_id| {
                     let number = number_of(&numbers, &arrival.connection);
                     let known = (number > 0).then_some(number);
+                    let newest = change.agent(&arrival.hello.agent_id).map(|agent| agent.connection);
+                    // An agent that ends says hello once more; by then its successor may have been welcomed.
+                    if known.is_some() && newest > known {
+                        return Err("another connection said hello as this agent");
+                    }
                     let number = change.hello(&arrival.hello, &fleet.instance, token_id, known);
                     numbers.insert(address(&arrival.connection), number);
-                    number
+                    Ok(number)
                 }));
             }
             Report::Said { connection, said, correlation } => {
