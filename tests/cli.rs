@@ -261,7 +261,7 @@ fn rules_are_written_out_checked_and_listed() {
     assert_eq!(cli.run(&["rules", "check", "rules"]).code, 0);
     let listed = cli.run_with(&[("RULES_DIR", "rules")], &["rules", "list"]);
     assert!(listed.out.contains("queue_saturated") && listed.out.contains("rebalance_queue"), "{}", listed.out);
-    assert_eq!(cli.json(&["rules", "list", "--json"])["rules"].as_array().map(Vec::len), Some(19));
+    assert_eq!(cli.json(&["rules", "list", "--json"])["rules"].as_array().map(Vec::len), Some(20));
     write(
         &cli.path("rules/extra.rhai"),
         "rule \"broken\"\n    priority 5\n    when jobs.pendng > 1\n    then rebalance_queue()\n    because \"x\";\n",
