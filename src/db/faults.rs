@@ -13,10 +13,12 @@ pub enum Point<'a> {
     BeginRead,
     /// Before the statement with this text runs.
     Statement(&'a str),
-    /// Before a commit is sent.
+    /// Before a writing transaction's commit is sent.
     BeforeCommit,
-    /// After a commit took effect, before its answer arrives.
+    /// After a writing transaction's commit took effect, before its answer arrives.
     AfterCommit,
+    /// Before a reading transaction ends.
+    EndRead,
 }
 
 /// Decides at every [`Point`] whether to go on (`Ok`), to fail (`Err`), or, by awaiting, to stall.

@@ -275,15 +275,15 @@ impl Tx {
         let (faults, health, writes) = (self.faults, self.health, self.writes);
         let committed = async {
             if let Some(faults) = &faults {
-                faults.strike(Point::BeforeCommit).await?;
+                faults.strike(if writes { Point::BeforeCommit } else { Point::EndRead }).await?;
             }
             match self.inner {
                 TxInner::Sqlite(tx) => tx.commit().await?,
                 TxInner::Postgres(tx) => health.patiently(writes, tx.commit()).await?,
             }
             match &faults {
-                Some(faults) => faults.strike(Point::AfterCommit).await,
-                None => Ok(()),
+                Some(faults) if writes => faults.strike(Point::AfterCommit).await,
+                _ => Ok(()),
             }
         };
         let committed = committed.await;

@@ -50,19 +50,19 @@ impl Watch<'_> {
 
     /// Runs `work`, unless it is struck.
     async fn run<T>(&self, text: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let struck = match self.faults {
-            Some(faults) => faults.strike(Point::Statement(text)).await,
-            None => Ok(()),
+        let result = async {
+            let Some(faults) = self.faults else { return work.await };
+            if self.alone {
+                faults.strike(Point::Begin).await?;
+            }
+            faults.strike(Point::Statement(text)).await?;
+            let done = work.await?;
+            if self.alone {
+                faults.strike(Point::AfterCommit).await?;
+            }
+            Ok(done)
         };
-        let mut result = match struck {
-            Ok(()) => work.await,
-            Err(struck) => Err(struck),
-        };
-        if let (true, true, Some(faults)) = (self.alone, result.is_ok(), self.faults)
-            && let Err(struck) = faults.strike(Point::AfterCommit).await
-        {
-            result = Err(struck);
-        }
+        let result = result.await;
         // A writing statement may have found nothing to change: that it succeeds shows no more than a read does.
         if result.is_ok() && (self.alone || !self.writes) {
             self.health.works(false);

@@ -35,6 +35,9 @@ pub enum Topic {
 }
 
 impl Topic {
+    const ALL: [Self; 7] =
+        [Self::Jobs, Self::JobsEnded, Self::Publications, Self::Loop, Self::Runs, Self::Events, Self::Fleet];
+
     fn name(self) -> &'static str {
         match self {
             Self::Jobs => "jobs",
@@ -47,9 +50,7 @@ impl Topic {
         }
     }
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Jobs, Self::JobsEnded, Self::Publications, Self::Loop, Self::Runs, Self::Events, Self::Fleet]
-            .into_iter()
-            .find(|topic| topic.name() == name)
+        Self::ALL.into_iter().find(|topic| topic.name() == name)
     }
 }
 
@@ -167,6 +168,13 @@ impl Db {
         Listener { receiver: self.waker.sender.subscribe(), topic }
     }
 
+    /// Whatever was said while this process did not hear others is looked for now.
+    fn wake_for_all(&self) {
+        for topic in Topic::ALL {
+            let _ = self.waker.sender.send(topic);
+        }
+    }
+
     /// Passes other instances' hints on to this process until `stop`. Returns at once on SQLite.
     pub async fn relay_wakeups(&self, clock: SharedClock, stop: CancellationToken) {
         let Pools::Postgres(pool) = &self.pools else { return };
@@ -178,13 +186,17 @@ impl Db {
                     PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER_PATIENCE).connect_with(options);
                 let mut listener = PgListener::connect_with(&own.await?).await?;
                 listener.listen(CHANNEL).await?;
+                self.wake_for_all();
                 loop {
-                    let Ok(notification) = tokio::time::timeout(QUIET, listener.recv()).await else {
+                    let Ok(notification) = tokio::time::timeout(QUIET, listener.try_recv()).await else {
                         let asked = sqlx::query("SELECT 1").execute(&mut listener);
                         tokio::time::timeout(ANSWER_PATIENCE, asked).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
                         continue;
                     };
-                    let notification = notification?;
+                    let Some(notification) = notification? else {
+                        self.wake_for_all(); // it was cut off, and listens again
+                        continue;
+                    };
                     let (topic, origin) =
                         notification.payload().split_once(' ').unwrap_or((notification.payload(), ""));
                     if let Some(topic) = Topic::from_name(topic).filter(|_| origin != &*self.waker.origin) {

@@ -7,17 +7,20 @@
 //! | room | holds |
 //! |---|---|
 //! | `entry` | an entry and its hash |
+//! | `change` | a change by a person: rows, entry and kept answer in one transaction |
 //! | `store` | append, prune |
 //! | `verify` | the walk over the chain |
 //! | `query` | reading what fits a filter |
 //! | `observe` | the section `ledger` of the snapshot |
 
+mod change;
 mod entry;
 mod observe;
 mod query;
 mod store;
 mod verify;
 
+pub use change::{Change, Stop};
 pub use entry::{Entry, Severity, StoredEntry};
 pub use observe::{ErrorView, FIGURES, Figures, LedgerSection, observe};
 pub use query::{Filter, query};

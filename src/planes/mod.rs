@@ -9,6 +9,8 @@ pub mod queue;
 use serde_json::Value;
 
 use crate::db;
+use crate::ledger::Stop;
+use crate::problem::Problem;
 
 /// What an action did, for the ledger.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,4 +35,19 @@ impl ActError {
     pub fn refused(reason: impl Into<String>) -> Self {
         Self::Refused(reason.into())
     }
+}
+
+impl From<ActError> for Stop {
+    fn from(error: ActError) -> Self {
+        Self::Problem(match error {
+            ActError::Refused(reason) => Problem::conflict(sentence(&reason)),
+            ActError::Store(error) => error.into(),
+        })
+    }
+}
+
+/// The reason as a sentence: capital and full stop.
+fn sentence(reason: &str) -> String {
+    let mut letters = reason.chars();
+    letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }

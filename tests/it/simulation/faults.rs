@@ -35,6 +35,7 @@ pub enum Place {
     Statement,
     BeforeCommit,
     AfterCommit,
+    EndRead,
     Sleep,
     /// Before a request goes out.
     Send,
@@ -48,8 +49,9 @@ struct State {
     passed: u32,
     crashed: bool,
     stalled: bool,
-    /// Whether a writing transaction is open, which holds SQLite's lock.
-    writing: bool,
+    /// Writing transactions that may be open, one of which holds SQLite's lock. One that is rolled back does not say
+    /// so: it counts until the operation ends.
+    writing: u32,
     /// Whether somebody who asked for a cycle has begun to wait for it.
     asked: bool,
     driver: Option<Waker>,
@@ -68,16 +70,17 @@ impl SimFaults {
         Arc::new(Self { state: Mutex::default(), stalls_inside })
     }
 
-    /// Lets `fault` happen at the first fitting place from the `after`th on; none where there is none.
+    /// Lets `fault` happen in the operation that begins now, at the first fitting place from the `after`th on; none
+    /// where there is none.
     pub fn arm(&self, plan: Option<(u32, Fault)>) {
         let mut state = self.state.lock().expect("faults");
-        (state.plan, state.passed, state.asked) = (plan, 0, false);
+        (state.plan, state.passed, state.asked, state.writing) = (plan, 0, false, 0);
     }
 
-    /// Lets a process that stands still go on.
-    pub fn go_on(&self) {
+    /// Lets a process that stands still go on, to its next fault.
+    pub fn go_on(&self, plan: Option<(u32, Fault)>) {
         let mut state = self.state.lock().expect("faults");
-        state.stalled = false;
+        (state.plan, state.passed, state.asked, state.stalled) = (plan, 0, false, false);
         state.standing.drain(..).for_each(Waker::wake);
     }
 
@@ -88,21 +91,21 @@ impl SimFaults {
     fn due(&self, place: Place) -> Option<Fault> {
         let mut state = self.state.lock().expect("faults");
         state.passed += 1;
-        let inside = state.writing && matches!(place, Place::Statement | Place::BeforeCommit);
         let fault = state.plan.filter(|(after, fault)| {
             let database = !matches!(place, Place::Sleep | Place::Send | Place::Answer | Place::AfterCommit);
             let fits = match fault {
                 Fault::Fails | Fault::AllFail => database,
                 Fault::AnswerLost => place == Place::AfterCommit,
                 Fault::Crashes => true,
-                Fault::Stalls => self.stalls_inside || !inside,
+                Fault::Stalls => self.stalls_inside || state.writing == 0,
             };
             state.passed >= *after && fits
         });
+        let fails = matches!(fault, Some((_, Fault::Fails | Fault::AllFail)));
         match place {
-            Place::Begin => state.writing = true,
-            Place::Statement | Place::BeforeCommit => {}
-            _ => state.writing = false,
+            Place::Begin if !fails => state.writing += 1,
+            Place::AfterCommit => state.writing = state.writing.saturating_sub(1),
+            _ => {}
         }
         let (_, fault) = fault?;
         if fault != Fault::AllFail {
@@ -154,6 +157,7 @@ impl Faults for SimFaults {
             Point::BeginRead => Place::BeginRead,
             Point::BeforeCommit => Place::BeforeCommit,
             Point::AfterCommit => Place::AfterCommit,
+            Point::EndRead => Place::EndRead,
             Point::Statement(text) => {
                 if text.starts_with("SELECT cycle_id, error FROM cycle_requests") {
                     self.state.lock().expect("faults").asked = true;

@@ -26,6 +26,7 @@ mod platform;
 mod store;
 mod world;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,6 +57,11 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 /// Runs a seed; the error says which step broke what.
 fn run(store: &Store, seed: u64, steps: u64, talk: bool) -> Result<(), String> {
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run_unguarded(store, seed, steps, talk)));
+    ran.unwrap_or_else(|_| Err("it panicked, as is said above".to_owned()))
+}
+
+fn run_unguarded(store: &Store, seed: u64, steps: u64, talk: bool) -> Result<(), String> {
     block_on(async {
         let mut world = World::new(seed, store.clone()).await;
         let mut result = Ok(());

@@ -276,8 +276,7 @@ impl World {
     async fn sql(&self, text: &str) {
         let text: &'static str = text.to_owned().leak(); // statements are static outside tests
         for _ in 0..5 {
-            // A busy machine may take long to let go of SQLite's lock.
-            let Ok(mut tx) = self.db.begin().await else { continue };
+            let mut tx = self.db.begin().await.expect("a transaction");
             match tx.query(text).execute().await {
                 Ok(_) => return tx.commit().await.expect("a commit"),
                 // On PostgreSQL somebody may stand still with a lock that this needs.
@@ -356,8 +355,7 @@ impl World {
                 None
             }
             Place::Stalled(operation, owner, faults, _) => {
-                faults.arm(fault);
-                faults.go_on();
+                faults.go_on(fault);
                 Some((operation, owner, faults))
             }
             Place::Up(instance) => {

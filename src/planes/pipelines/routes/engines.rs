@@ -11,8 +11,8 @@ use serde_json::json;
 use tokio::sync::mpsc::error::TrySendError;
 use utoipa::ToSchema;
 
-use super::{Change, Stop};
 use crate::actor::Caller;
+use crate::ledger::{Change, Stop};
 use crate::planes::pipelines::message::Inbound;
 use crate::planes::pipelines::{Engine, Health, Pipelines};
 use crate::problem::Problem;
@@ -65,7 +65,7 @@ async fn tell(
     message: Inbound,
 ) -> Result<Response, Stop> {
     let engine = found(plane, &id)?;
-    let change = Change::begin(plane, caller, &format!("POST /api/engines/{id}/{word}"), key, &id).await?;
+    let change = Change::begin(&plane.db, caller, &format!("POST /api/engines/{id}/{word}"), key, &id).await?;
     let payload = json!({ "instance": plane.instance });
     let view = view(plane, &engine);
     let response = change.commit(event, format!("engine:{id}"), payload, StatusCode::ACCEPTED, &view).await?;

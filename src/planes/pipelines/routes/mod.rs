@@ -12,20 +12,13 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{Definition, Fault, Pipelines, StartError};
-use crate::actor::{Caller, Role};
-use crate::db::Tx;
-use crate::ledger::{self, Entry};
-use crate::planes::ActError;
+use crate::ledger::Stop;
 use crate::problem::{FieldError, Problem};
-use crate::web::IdempotencyKey;
-use crate::web::idempotency::{self, Begun, Ticket};
 
 /// The plane's routes with their OpenAPI.
 pub fn routes<S: Clone + Send + Sync + 'static>(plane: Arc<Pipelines>) -> OpenApiRouter<S> {
@@ -60,88 +53,9 @@ pub fn open_routes<S: Clone + Send + Sync + 'static>(plane: Arc<Pipelines>) -> O
     OpenApiRouter::new().routes(routes!(triggers::fire)).with_state(plane)
 }
 
-/// A change that is under way: its transaction, and the right to keep its answer.
-struct Change {
-    tx: Tx,
-    ticket: Ticket,
-    caller: Caller,
-}
-
-impl Change {
-    /// Begins a change by an operator; a request that was done before is answered at once, by `Err`.
-    async fn begin(
-        plane: &Pipelines,
-        caller: Caller,
-        route: &str,
-        key: IdempotencyKey,
-        request: &impl Serialize,
-    ) -> Result<Self, Stop> {
-        caller.require(Role::Operator)?;
-        let mut tx = plane.db.begin().await?;
-        match idempotency::begin(&mut tx, &caller, route, key, request).await? {
-            Begun::Fresh(ticket) => Ok(Self { tx, ticket, caller }),
-            Begun::Replay(replay) => Err(Stop::Replay(replay.into_response())),
-        }
-    }
-
-    /// Writes the ledger entry, keeps the answer and commits.
-    async fn commit(
-        mut self,
-        event_type: &'static str,
-        subject: String,
-        payload: Value,
-        status: StatusCode,
-        body: &impl Serialize,
-    ) -> Result<Response, Stop> {
-        let response = idempotency::finish(&mut self.tx, self.ticket, status, None, body).await?;
-        let entry = Entry::new(event_type, self.caller.actor(), payload).subject(subject);
-        ledger::append(&mut self.tx, &[entry]).await?;
-        self.tx.commit().await?;
-        Ok(response)
-    }
-}
-
-/// Why a change ends early.
-enum Stop {
-    /// It was done before, and this was its answer.
-    Replay(Response),
-    /// It cannot be done.
-    Problem(Problem),
-}
-
-impl IntoResponse for Stop {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Replay(response) => response,
-            Self::Problem(problem) => problem.into_response(),
-        }
-    }
-}
-
-impl From<Problem> for Stop {
-    fn from(problem: Problem) -> Self {
-        Self::Problem(problem)
-    }
-}
-
-impl From<crate::db::Error> for Stop {
-    fn from(error: crate::db::Error) -> Self {
-        Self::Problem(error.into())
-    }
-}
-
 impl From<StartError> for Stop {
     fn from(error: StartError) -> Self {
         Self::Problem(error.into())
-    }
-}
-
-impl From<ActError> for Stop {
-    fn from(error: ActError) -> Self {
-        Self::Problem(match error {
-            ActError::Refused(reason) => Problem::conflict(format!("Not possible: {reason}.")),
-            ActError::Store(error) => error.into(),
-        })
     }
 }
 

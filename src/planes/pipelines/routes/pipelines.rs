@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::runs::RunView;
-use super::{Change, Stop, definition, input, no_pipeline};
+use super::{definition, input, no_pipeline};
 use crate::actor::{Caller, Role};
 use crate::db::Timestamp;
+use crate::ledger::{Change, Stop};
 use crate::planes::pipelines::definition::{Fault, Span};
 use crate::planes::pipelines::plan::Plan;
 use crate::planes::pipelines::store::{self, PipelineRow};
@@ -110,7 +111,7 @@ pub(super) async fn put(
     body: Bytes,
 ) -> Result<Response, Stop> {
     let definition = definition(&body)?;
-    let mut change = Change::begin(&plane, caller, &format!("PUT /api/pipelines/{id}"), key, &definition).await?;
+    let mut change = Change::begin(&plane.db, caller, &format!("PUT /api/pipelines/{id}"), key, &definition).await?;
     let (version, changed) = Pipelines::put(&mut change.tx, &id, definition).await?;
     let status = if version == 1 && changed { StatusCode::CREATED } else { StatusCode::OK };
     let subject = format!("pipeline:{id}");
@@ -147,7 +148,7 @@ pub(super) async fn trigger(
     let run = match key.is_given() {
         true => {
             let route = format!("POST /api/pipelines/{id}/trigger");
-            let mut change = Change::begin(&plane, caller, &route, key, &input).await?;
+            let mut change = Change::begin(&plane.db, caller, &route, key, &input).await?;
             let run = plane.trigger_in(&mut change.tx, &id, input, Origin::MANUAL).await?;
             let answer = json!({ "runId": run, "pipelineId": id, "status": "pending" });
             let subject = format!("run:{run}");

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::pipelines::{GraphQuery, drawn};
-use super::{Change, Stop};
 use crate::actor::Caller;
 use crate::db::Timestamp;
+use crate::ledger::{Change, Stop};
 use crate::planes::pipelines::model::{Run, RunStatus, StepRow, StepStatus};
 use crate::planes::pipelines::run::in_order;
 use crate::planes::pipelines::{Pipeline, Pipelines, steer, store};
@@ -261,7 +261,7 @@ macro_rules! steering {
         ) -> Result<Response, Stop> {
             store::run(&plane.db, id).await?.ok_or_else(|| missing(id))?;
             let route = format!("POST {}", $path.replace("{id}", &id.to_string()));
-            let mut change = Change::begin(&plane, caller, &route, key, &id).await?;
+            let mut change = Change::begin(&plane.db, caller, &route, key, &id).await?;
             let before: Run = $does(&mut change.tx, id).await?;
             let payload = json!({ "pipeline": before.pipeline_id, "was": before.status, "error": before.error });
             let after = store::lock_run(&mut change.tx, id).await?.ok_or_else(|| missing(id))?;

@@ -13,9 +13,10 @@ use utoipa::ToSchema;
 
 use super::pipelines::{LONGEST_WAIT, ListQuery, TriggerQuery};
 use super::runs::RunView;
-use super::{Change, Stop, input, invalid, no_pipeline};
+use super::{input, invalid, no_pipeline};
 use crate::actor::{Caller, Role};
 use crate::db::Timestamp;
+use crate::ledger::{Change, Stop};
 use crate::planes::pipelines::definition::Span;
 use crate::planes::pipelines::triggers::{self, Fired, Knock, NewTrigger, Settings, TriggerRow};
 use crate::planes::pipelines::{Fault, Pipelines, is_id, store};
@@ -108,7 +109,7 @@ pub(super) async fn put(
     if !faults.is_empty() {
         return Err(invalid(faults).into());
     }
-    let mut change = Change::begin(&plane, caller, &format!("PUT /api/triggers/{id}"), key, &new).await?;
+    let mut change = Change::begin(&plane.db, caller, &format!("PUT /api/triggers/{id}"), key, &new).await?;
     if store::newest_version_in(&mut change.tx, &new.pipeline).await?.is_none() {
         return Err(no_pipeline(&new.pipeline).into());
     }
@@ -132,7 +133,7 @@ async fn switch(
         true => ("start", "pipelines.trigger_started"),
         false => ("stop", "pipelines.trigger_stopped"),
     };
-    let mut change = Change::begin(plane, caller, &format!("POST /api/triggers/{id}/{word}"), key, &active).await?;
+    let mut change = Change::begin(&plane.db, caller, &format!("POST /api/triggers/{id}/{word}"), key, &active).await?;
     let row = triggers::lock(&mut change.tx, &id).await?.ok_or_else(|| missing(&id))?;
     let now = change.tx.now().await?;
     // Times that passed while it stood still are not made up for.

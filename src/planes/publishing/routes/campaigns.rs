@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Change, Checks, PRIORITIES, Stop, present};
+use super::{Checks, PRIORITIES, present};
 use crate::actor::Caller;
 use crate::db::Timestamp;
+use crate::ledger::{Change, Stop};
 use crate::planes::publishing::{Campaign, CampaignStatus, Publishing, store};
 use crate::problem::Problem;
 use crate::web::{Body, Cursor, IdempotencyKey, Limit, Page, Params, Path};
@@ -141,10 +142,10 @@ pub(super) async fn create(
     Body(new): Body<NewCampaign>,
 ) -> Result<Response, Stop> {
     check(Some(&new.name), Some(new.budget_cents), Some(new.priority), (new.starts_at, new.ends_at))?;
-    let mut change = Change::begin(&publishing, caller, "POST /v1/campaigns", key, &new).await?;
+    let mut change = Change::begin(publishing.db(), caller, "POST /v1/campaigns", key, &new).await?;
     let made = store::insert_campaign(&mut change.tx, &new).await?;
     let (subject, location) = (format!("campaign:{}", made.id), format!("/v1/campaigns/{}", made.id));
-    change.commit("publishing.campaign_created", subject, json!(new), StatusCode::CREATED, location, &made).await
+    change.commit_made("publishing.campaign_created", subject, json!(new), location, &made).await
 }
 
 /// Changes a campaign.
@@ -158,13 +159,12 @@ pub(super) async fn change(
     key: IdempotencyKey,
     Body(patch): Body<CampaignPatch>,
 ) -> Result<Response, Stop> {
-    let location = format!("/v1/campaigns/{id}");
-    let mut change = Change::begin(&publishing, caller, &format!("PATCH {location}"), key, &patch).await?;
+    let mut change = Change::begin(publishing.db(), caller, &format!("PATCH /v1/campaigns/{id}"), key, &patch).await?;
     let before = store::lock_campaign(&mut change.tx, id).await?.ok_or_else(|| missing(id))?;
     let times = (patch.starts_at.unwrap_or(before.starts_at), patch.ends_at.unwrap_or(before.ends_at));
     check(patch.name.as_ref(), patch.budget_cents, patch.priority, times)?;
     let payload = json!({ "before": before, "change": patch });
     let after = store::update_campaign(&mut change.tx, id, patch).await?;
     let subject = format!("campaign:{id}");
-    change.commit("publishing.campaign_changed", subject, payload, StatusCode::OK, location, &after).await
+    change.commit("publishing.campaign_changed", subject, payload, StatusCode::OK, &after).await
 }

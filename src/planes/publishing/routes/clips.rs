@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Change, Checks, PRIORITIES, Stop, present, refused};
+use super::{Checks, PRIORITIES, present, refused};
 use crate::actor::Caller;
 use crate::db::Tx;
+use crate::ledger::{Change, Stop};
 use crate::planes::publishing::{Clip, ClipStatus, Publishing, store};
 use crate::problem::Problem;
 use crate::web::{Body, Cursor, IdempotencyKey, Limit, Page, Params, Path};
@@ -153,11 +154,11 @@ pub(super) async fn create(
     Body(new): Body<NewClip>,
 ) -> Result<Response, Stop> {
     check(Some(&new.title), Some(&new.media_uri), Some(new.visual_score), Some(new.priority), new.duration_ms)?;
-    let mut change = Change::begin(&publishing, caller, "POST /v1/clips", key, &new).await?;
+    let mut change = Change::begin(publishing.db(), caller, "POST /v1/clips", key, &new).await?;
     check_campaign(&mut change.tx, new.campaign_id).await?;
     let made = store::insert_clip(&mut change.tx, &new).await?;
     let (subject, location) = (format!("clip:{}", made.id), format!("/v1/clips/{}", made.id));
-    change.commit("publishing.clip_created", subject, json!(new), StatusCode::CREATED, location, &made).await
+    change.commit_made("publishing.clip_created", subject, json!(new), location, &made).await
 }
 
 /// Changes a clip. One with publications that are still to go out is not archived: cancel those first.
@@ -175,8 +176,7 @@ pub(super) async fn change(
 ) -> Result<Response, Stop> {
     let duration = patch.duration_ms.flatten();
     check(patch.title.as_ref(), patch.media_uri.as_ref(), patch.visual_score, patch.priority, duration)?;
-    let location = format!("/v1/clips/{id}");
-    let mut change = Change::begin(&publishing, caller, &format!("PATCH {location}"), key, &patch).await?;
+    let mut change = Change::begin(publishing.db(), caller, &format!("PATCH /v1/clips/{id}"), key, &patch).await?;
     let before = store::lock_clip(&mut change.tx, id).await?.ok_or_else(|| missing(id))?;
     check_campaign(&mut change.tx, patch.campaign_id.flatten()).await?;
     let archive = patch.status == Some(ClipStatus::Archived);
@@ -194,5 +194,5 @@ pub(super) async fn change(
     }
     let payload = json!({ "before": before, "change": patch });
     let after = store::update_clip(&mut change.tx, id, patch).await?;
-    change.commit("publishing.clip_changed", format!("clip:{id}"), payload, StatusCode::OK, location, &after).await
+    change.commit("publishing.clip_changed", format!("clip:{id}"), payload, StatusCode::OK, &after).await
 }

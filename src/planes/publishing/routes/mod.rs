@@ -9,10 +9,7 @@ mod publish_logs;
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -21,13 +18,8 @@ pub(super) use clips::{ClipPatch, ClipQuery, NewClip};
 pub(super) use publish_logs::{LogQuery, NewPublishLog};
 
 use super::Publishing;
-use crate::actor::{Caller, Role};
-use crate::db::{Timestamp, Tx};
-use crate::ledger::{self, Entry};
-use crate::planes::ActError;
+use crate::db::Timestamp;
 use crate::problem::{FieldError, Problem};
-use crate::web::IdempotencyKey;
-use crate::web::idempotency::{self, Begun, Ticket};
 
 /// Priorities of everything, as the tables check them.
 const PRIORITIES: (i64, i64) = (-1000, 1000);
@@ -42,93 +34,6 @@ pub fn routes<S: Clone + Send + Sync + 'static>(publishing: Arc<Publishing>) -> 
         .routes(routes!(publish_logs::list, publish_logs::create))
         .routes(routes!(publish_logs::get, publish_logs::change))
         .with_state(publishing)
-}
-
-/// A change that is under way: its transaction, and the right to keep its answer.
-struct Change {
-    tx: Tx,
-    ticket: Ticket,
-    caller: Caller,
-}
-
-impl Change {
-    /// Begins a change by an operator; a request that was done before is answered at once, by `Err`.
-    async fn begin(
-        publishing: &Publishing,
-        caller: Caller,
-        route: &str,
-        key: IdempotencyKey,
-        request: &impl Serialize,
-    ) -> Result<Self, Stop> {
-        caller.require(Role::Operator)?;
-        let mut tx = publishing.db().begin().await?;
-        match idempotency::begin(&mut tx, &caller, route, key, request).await? {
-            Begun::Fresh(ticket) => Ok(Self { tx, ticket, caller }),
-            Begun::Replay(replay) => Err(Stop::Replay(replay.into_response())),
-        }
-    }
-
-    /// Writes the ledger entry, keeps the answer and commits.
-    async fn commit(
-        mut self,
-        event_type: &'static str,
-        subject: String,
-        payload: Value,
-        status: StatusCode,
-        location: String,
-        body: &impl Serialize,
-    ) -> Result<Response, Stop> {
-        let location = (status == StatusCode::CREATED).then_some(location);
-        let response = idempotency::finish(&mut self.tx, self.ticket, status, location, body).await?;
-        let entry = Entry::new(event_type, self.caller.actor(), payload).subject(subject);
-        ledger::append(&mut self.tx, &[entry]).await?;
-        self.tx.commit().await?;
-        Ok(response)
-    }
-}
-
-/// Why a change ends early.
-enum Stop {
-    /// It was done before, and this was its answer.
-    Replay(Response),
-    /// It cannot be done.
-    Problem(Problem),
-}
-
-impl IntoResponse for Stop {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Replay(response) => response,
-            Self::Problem(problem) => problem.into_response(),
-        }
-    }
-}
-
-impl From<Problem> for Stop {
-    fn from(problem: Problem) -> Self {
-        Self::Problem(problem)
-    }
-}
-
-impl From<crate::db::Error> for Stop {
-    fn from(error: crate::db::Error) -> Self {
-        Self::Problem(error.into())
-    }
-}
-
-impl From<ActError> for Stop {
-    fn from(error: ActError) -> Self {
-        Self::Problem(match error {
-            ActError::Refused(reason) => Problem::conflict(sentence(&reason)),
-            ActError::Store(error) => error.into(),
-        })
-    }
-}
-
-/// The reason as a sentence: capital and full stop.
-fn sentence(reason: &str) -> String {
-    let mut letters = reason.chars();
-    letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }
 
 /// A refusal of one field.

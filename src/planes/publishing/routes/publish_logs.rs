@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Change, Checks, PRIORITIES, Stop, refused};
+use super::{Checks, PRIORITIES, refused};
 use crate::actor::Caller;
 use crate::db::{Timestamp, Topic};
+use crate::ledger::{Change, Stop};
 use crate::planes::publishing::act;
 use crate::planes::publishing::{PublishLog, Publishing, Status, dispatch, store};
 use crate::problem::Problem;
@@ -134,14 +135,14 @@ pub(super) async fn create(
         let known = publishing.platforms().join(", ");
         return Err(refused("platform", format!("is not configured; there are {known}")).into());
     };
-    let mut change = Change::begin(&publishing, caller, "POST /v1/publish-logs", key, &new).await?;
+    let mut change = Change::begin(publishing.db(), caller, "POST /v1/publish-logs", key, &new).await?;
     if store::lock_clip(&mut change.tx, new.clip_id).await?.is_none() {
         return Err(refused("clip_id", format!("there is no clip {}", new.clip_id)).into());
     }
     let made = act::publish_by_hand(&mut change.tx, &publishing, &new, cost_cents).await?;
     let (subject, location) = (made.subject(), format!("/v1/publish-logs/{}", made.id));
     let event = "publishing.publication_created";
-    let response = change.commit(event, subject, json!(new), StatusCode::CREATED, location, &made).await?;
+    let response = change.commit_made(event, subject, json!(new), location, &made).await?;
     publishing.db().wake(Topic::Publications).await;
     Ok(response)
 }
@@ -164,8 +165,8 @@ pub(super) async fn change(
     if patch.status.is_some_and(|status| status != Status::Cancelled || edits) {
         return Err(refused("status", "takes `cancelled` alone; every other status follows from what happens").into());
     }
-    let location = format!("/v1/publish-logs/{id}");
-    let mut change = Change::begin(&publishing, caller, &format!("PATCH {location}"), key, &patch).await?;
+    let mut change =
+        Change::begin(publishing.db(), caller, &format!("PATCH /v1/publish-logs/{id}"), key, &patch).await?;
     let (before, _) = store::lock_log_with_job(&mut change.tx, id).await?.ok_or_else(|| missing(id))?;
     let event = if patch.status.is_some() {
         act::cancel(&mut change.tx, id).await?;
@@ -179,7 +180,7 @@ pub(super) async fn change(
         store::raise_job_priority(&mut change.tx, job_id, dispatch::job_priority(priority)).await?;
     }
     let payload = json!({ "from": before.status, "was_scheduled_at": before.scheduled_at, "change": patch });
-    let response = change.commit(event, before.subject(), payload, StatusCode::OK, location, &after).await?;
+    let response = change.commit(event, before.subject(), payload, StatusCode::OK, &after).await?;
     publishing.db().wake(Topic::Publications).await;
     Ok(response)
 }

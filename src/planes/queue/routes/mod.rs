@@ -4,7 +4,9 @@
 //! for, thousands of times a second.
 
 mod letters;
+mod proof;
 mod queues;
+mod registration;
 mod services;
 mod task_runs;
 mod tasks;
@@ -58,7 +60,7 @@ pub fn routes<S: Clone + Send + Sync + 'static>(queue: Arc<TaskQueue>) -> OpenAp
 /// secret, or that it was given the run.
 pub fn worker_routes<S: Clone + Send + Sync + 'static>(queue: Arc<TaskQueue>) -> OpenApiRouter<S> {
     OpenApiRouter::new()
-        .routes(routes!(workers::register_service))
+        .routes(routes!(registration::register_service))
         .routes(routes!(workers::pull))
         .routes(routes!(workers::beat))
         .routes(routes!(workers::note_progress))

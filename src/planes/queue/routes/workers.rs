@@ -1,4 +1,4 @@
-//! What workers say: `/api/register`, `/api/pull`, `/api/heartbeat`, `/api/progress`, `/api/callback`.
+//! What workers say of runs: `/api/pull`, `/api/heartbeat`, `/api/progress`, `/api/callback`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,109 +6,25 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{ATTEMPTS, Checks, LONGEST_NAME, PRIORITIES, YEAR_MS, task_runs};
-use crate::actor::Actor;
-use crate::backoff::Growth;
+use super::proof::{admitted, given, key, refused};
+use super::{Checks, task_runs};
 use crate::db::{Timestamp, Topic};
-use crate::ledger::{self, Entry};
 use crate::planes::queue::dispatch::{Assignment, take};
 use crate::planes::queue::{
-    Again, Beat, Claim, Hold, JobRecord, Outcomes, Registration, Status, TaskQueue, TaskRegistration, TaskSettings,
-    WorkerSeen, acknowledge_cancel, complete, fail, get, heartbeat, holder_seen, note_outcomes, progress, register,
-    tasks, worker_seen,
+    Again, Beat, Claim, Hold, JobRecord, Outcomes, Status, TaskQueue, WorkerSeen, acknowledge_cancel, complete, fail,
+    get, heartbeat, holder_seen, note_outcomes, progress, tasks, worker_seen,
 };
 use crate::problem::Problem;
-use crate::storage::{BadToken, Reference, SecretKey, is_reference};
+use crate::storage::{Reference, is_reference};
 use crate::web::{Body, Path};
 
-/// Tasks of one service; each is a row that is written at every registration.
-const MOST_TASKS: usize = 1_000;
 /// Task runs that are handed out at once.
 const MOST_RUNS: usize = 100;
-
-/// A service and what it runs.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct NewService {
-    /// The id unless given.
-    #[schema(min_length = 1, max_length = 200)]
-    pub name: Option<String>,
-    #[schema(min_length = 1, max_length = 200)]
-    pub version: Option<String>,
-    /// Where its task runs are POSTed, http or https; without one its workers pull.
-    #[schema(max_length = 2000)]
-    pub endpoint: Option<String>,
-    /// 1 to 1,000.
-    #[schema(min_items = 1, max_items = 1_000)]
-    pub tasks: Vec<NewServiceTask>,
-}
-
-/// A task, and how it is run. Times are in milliseconds.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct NewServiceTask {
-    #[schema(min_length = 1, max_length = 200)]
-    pub id: String,
-    /// SHA-256 of its code: 64 hexadecimal digits. Another one than before is the next `codeVersion`.
-    pub code_hash: Option<String>,
-    #[schema(min_length = 1, max_length = 200)]
-    pub queue: Option<String>,
-    #[schema(minimum = -1000, maximum = 1000)]
-    pub priority: Option<i64>,
-    /// A run is lost after twice this without a sign of life.
-    #[schema(minimum = 10, maximum = 1_800_000)]
-    pub heartbeat_interval_ms: Option<i64>,
-    #[schema(minimum = 1, maximum = 31_536_000_000_i64)]
-    pub timeout_ms: Option<i64>,
-    /// 3 unless given.
-    #[schema(minimum = 1, maximum = 1000)]
-    pub max_attempts: Option<i64>,
-    /// `exponential` unless given.
-    #[schema(inline)]
-    pub retry_backoff: Option<Growth>,
-    /// A second unless given.
-    #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
-    pub retry_delay_ms: Option<i64>,
-    /// `MAX_RETRY_DELAY_MS` unless given.
-    #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
-    pub max_retry_delay_ms: Option<i64>,
-    /// Runs at once, in all.
-    #[schema(minimum = 0, maximum = 1_000_000)]
-    pub concurrency_limit: Option<i64>,
-    /// Runs at once with one concurrency key; one unless given.
-    #[schema(minimum = 1, maximum = 1_000_000)]
-    pub key_concurrency_limit: Option<i64>,
-    /// Starts in `ratePeriodMs`.
-    #[schema(minimum = 1, maximum = 1_000_000)]
-    pub rate_limit: Option<i64>,
-    /// Starts in `ratePeriodMs` with one concurrency key.
-    #[schema(minimum = 1, maximum = 1_000_000)]
-    pub key_rate_limit: Option<i64>,
-    /// A second unless given.
-    #[schema(minimum = 1, maximum = 86_400_000)]
-    pub rate_period_ms: Option<i64>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Registered {
-    pub service_id: String,
-    pub tasks: Vec<RegisteredTask>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RegisteredTask {
-    pub id: String,
-    pub code_version: Option<i64>,
-    /// Whether the code is new, or another than before.
-    pub changed: bool,
-}
 
 /// A worker that asks for work.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -199,50 +115,6 @@ pub struct CallbackAnswer {
     pub status: Status,
 }
 
-fn refused(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(status, kind, detail)
-}
-
-fn key(queue: &TaskQueue) -> Result<&SecretKey, Problem> {
-    let none = "This service takes no remote workers: it has no PIPEWEAVE_SECRET_KEY. Set the same 64 hexadecimal \
-                digits here and for the workers; `openssl rand -hex 32` makes some.";
-    queue.key.as_ref().ok_or_else(|| refused(StatusCode::SERVICE_UNAVAILABLE, "workers-refused", none))
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let only = values.next().filter(|_| values.next().is_none())?; // of two, nobody knows which one is meant
-    let (scheme, token) = only.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-}
-
-/// The service whose worker signed the request's token, which is used up by this.
-async fn admitted(queue: &TaskQueue, headers: &HeaderMap) -> Result<String, Problem> {
-    let key = key(queue)?;
-    let wrong = |detail: String| refused(StatusCode::UNAUTHORIZED, "unauthorized", detail);
-    let form = "Send `Authorization: Bearer <JWT>`, signed by HS256 with the shared key, with iss, iat, exp and jti.";
-    let token = bearer(headers).ok_or_else(|| wrong(form.to_owned()))?;
-    let mut tx = queue.db.begin().await?;
-    match key.admit(&mut tx, token).await {
-        Ok(registration) => {
-            tx.commit().await?;
-            Ok(registration.iss)
-        }
-        Err(BadToken::Store(error)) => Err(error.into()),
-        Err(bad) => Err(wrong(format!("The token {bad}."))),
-    }
-}
-
-/// Whether the request's token is the one that was given with this run and lease.
-fn given(queue: &TaskQueue, headers: &HeaderMap, hold: Hold) -> Result<(), Problem> {
-    let key = key(queue)?;
-    if bearer(headers).is_some_and(|token| key.is_run_token(token, hold.id, hold.lease)) {
-        return Ok(());
-    }
-    let detail = "The token is not the one that was given with this run and lease; nothing was changed.";
-    Err(refused(StatusCode::UNAUTHORIZED, "unauthorized", detail))
-}
-
 /// Why a message about a run counts no longer.
 fn too_late(job: Option<&JobRecord>, hold: Hold) -> Problem {
     match job {
@@ -257,110 +129,6 @@ fn too_late(job: Option<&JobRecord>, hold: Hold) -> Problem {
             format!("Lease {} of task run {} has lapsed; nothing was changed. Stop it.", hold.lease, hold.id),
         ),
     }
-}
-
-impl NewServiceTask {
-    fn check(&self, checks: &mut Checks) {
-        checks.text("id", Some(&self.id), LONGEST_NAME);
-        checks.text("queue", self.queue.as_deref(), LONGEST_NAME);
-        let is_digest = |hash: &str| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if self.code_hash.as_deref().is_some_and(|hash| !is_digest(hash)) {
-            checks.refuse("codeHash", "takes 64 hexadecimal digits");
-        }
-        checks.range("priority", self.priority, PRIORITIES);
-        checks.range("heartbeatIntervalMs", self.heartbeat_interval_ms, (10, 1_800_000));
-        checks.range("timeoutMs", self.timeout_ms, (1, YEAR_MS));
-        checks.range("maxAttempts", self.max_attempts, ATTEMPTS);
-        checks.range("retryDelayMs", self.retry_delay_ms, (0, YEAR_MS));
-        checks.range("maxRetryDelayMs", self.max_retry_delay_ms, (0, YEAR_MS));
-        checks.range("concurrencyLimit", self.concurrency_limit, (0, 1_000_000));
-        checks.range("keyConcurrencyLimit", self.key_concurrency_limit, (1, 1_000_000));
-        checks.range("rateLimit", self.rate_limit, (1, 1_000_000));
-        checks.range("keyRateLimit", self.key_rate_limit, (1, 1_000_000));
-        checks.range("ratePeriodMs", self.rate_period_ms, (1, 86_400_000));
-    }
-
-    fn registration(self) -> TaskRegistration {
-        let usual = TaskSettings::default();
-        TaskRegistration {
-            id: self.id,
-            code_hash: self.code_hash.map(|hash| hash.to_ascii_lowercase()),
-            settings: TaskSettings {
-                queue: self.queue.unwrap_or(usual.queue),
-                priority: self.priority.unwrap_or(usual.priority),
-                heartbeat_interval_ms: self.heartbeat_interval_ms,
-                timeout_ms: self.timeout_ms,
-                max_attempts: self.max_attempts.unwrap_or(usual.max_attempts),
-                retry_backoff: self.retry_backoff.unwrap_or(usual.retry_backoff),
-                retry_delay_ms: self.retry_delay_ms.unwrap_or(usual.retry_delay_ms),
-                retry_jitter: usual.retry_jitter,
-                max_retry_delay_ms: self.max_retry_delay_ms,
-                concurrency_limit: self.concurrency_limit,
-                key_concurrency_limit: self.key_concurrency_limit,
-                rate_limit: self.rate_limit,
-                key_rate_limit: self.key_rate_limit,
-                rate_period_ms: self.rate_period_ms.unwrap_or(usual.rate_period_ms),
-            },
-        }
-    }
-}
-
-/// Says what a service runs. Its id is the token's `iss`: a short-lived HS256 JWT (at most five minutes, each `jti`
-/// taken once) that is signed with the shared key. The key itself is never sent.
-#[utoipa::path(post, path = "/api/register", operation_id = "registerService", tag = "workers", security(()),
-    request_body = NewService,
-    responses((status = 200, description = "It is registered", body = Registered),
-              (status = 401, description = "The token is not signed with the shared key, is over, or was used before",
-               body = Problem, content_type = "application/problem+json")))]
-pub(super) async fn register_service(
-    State(queue): State<Arc<TaskQueue>>,
-    headers: HeaderMap,
-    body: Result<Body<NewService>, Problem>,
-) -> Result<Json<Registered>, Problem> {
-    key(&queue)?;
-    let Body(service) = body?;
-    let mut checks = Checks::default();
-    checks.text("name", service.name.as_deref(), LONGEST_NAME);
-    checks.text("version", service.version.as_deref(), LONGEST_NAME);
-    if let Some(endpoint) = &service.endpoint {
-        let url = reqwest::Url::parse(endpoint);
-        let is_web = url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        if !is_web || endpoint.len() > 2_000 {
-            checks.refuse("endpoint", "takes a URL such as https://worker.example/run");
-        }
-    }
-    if !(1..=MOST_TASKS).contains(&service.tasks.len()) {
-        checks.refuse("tasks", format!("takes 1 to {MOST_TASKS} tasks"));
-    }
-    for (place, task) in service.tasks.iter().enumerate().take(MOST_TASKS) {
-        checks.within = format!("tasks[{place}].");
-        task.check(&mut checks);
-    }
-    checks.done()?;
-    let id = admitted(&queue, &headers).await?;
-    let registration = Registration {
-        name: service.name.unwrap_or_else(|| id.clone()),
-        service: id.clone(),
-        version: service.version,
-        endpoint: service.endpoint,
-        tasks: service.tasks.into_iter().map(NewServiceTask::registration).collect(),
-    };
-    let mut tx = queue.db.begin().await?;
-    let versions = register(&mut tx, &registration).await?;
-    let changed: Vec<_> = versions.iter().filter(|version| version.changed).collect();
-    if !changed.is_empty() {
-        let payload = json!({ "version": registration.version, "tasks": changed });
-        let entry = Entry::new("queue.code_changed", Actor::System, payload).subject(format!("service:{id}"));
-        ledger::append(&mut tx, &[entry]).await?;
-    }
-    tx.commit().await?;
-    queue.db.wake(Topic::Jobs).await;
-    let tasks = versions.into_iter().map(|version| RegisteredTask {
-        id: version.task,
-        code_version: version.code_version,
-        changed: version.changed,
-    });
-    Ok(Json(Registered { service_id: id, tasks: tasks.collect() }))
 }
 
 /// Hands out task runs, waiting for some where there are none: for workers that cannot be called. The token is a fresh
@@ -448,7 +216,23 @@ pub(super) async fn pull(
     Ok(Json(Pulled { runs }))
 }
 
-async fn answered(queue: &TaskQueue, hold: Hold, beat: Beat) -> Result<Json<BeatAnswer>, Problem> {
+/// Takes a sign of life, with how far the run is if it says so.
+async fn alive(
+    queue: &TaskQueue,
+    headers: &HeaderMap,
+    hold: Hold,
+    news: Option<(f64, Option<&str>)>,
+) -> Result<Json<BeatAnswer>, Problem> {
+    given(queue, headers, hold)?;
+    let mut tx = queue.db.begin().await?;
+    let beat = match news {
+        Some((percent, message)) => progress(&mut tx, hold, queue.lease, percent, message).await?,
+        None => heartbeat(&mut tx, hold, queue.lease).await?,
+    };
+    if beat != Beat::Gone {
+        holder_seen(&mut tx, hold.id).await?;
+    }
+    tx.commit().await?;
     match beat {
         Beat::Held { cancel_requested, lease_expires_at } => {
             Ok(Json(BeatAnswer { status: "ok", cancel_requested, lease_expires_at }))
@@ -472,15 +256,7 @@ pub(super) async fn beat(
 ) -> Result<Json<BeatAnswer>, Problem> {
     key(&queue)?;
     let Body(message) = body?;
-    let hold = Hold { id: message.run_id, lease: message.lease };
-    given(&queue, &headers, hold)?;
-    let mut tx = queue.db.begin().await?;
-    let beat = heartbeat(&mut tx, hold, queue.lease).await?;
-    if beat != Beat::Gone {
-        holder_seen(&mut tx, hold.id).await?;
-    }
-    tx.commit().await?;
-    answered(&queue, hold, beat).await
+    alive(&queue, &headers, Hold { id: message.run_id, lease: message.lease }, None).await
 }
 
 /// Says how far a run is.
@@ -504,15 +280,8 @@ pub(super) async fn note_progress(
         checks.refuse("percent", "takes a number from 0 to 100");
     }
     checks.done()?;
-    let hold = Hold { id: message.run_id, lease: message.lease };
-    given(&queue, &headers, hold)?;
-    let mut tx = queue.db.begin().await?;
-    let beat = progress(&mut tx, hold, queue.lease, message.percent, message.message.as_deref()).await?;
-    if beat != Beat::Gone {
-        holder_seen(&mut tx, hold.id).await?;
-    }
-    tx.commit().await?;
-    answered(&queue, hold, beat).await
+    let news = (message.percent, message.message.as_deref());
+    alive(&queue, &headers, Hold { id: message.run_id, lease: message.lease }, Some(news)).await
 }
 
 /// Says how a run ended. It counts once, and only under the lease that holds: a late, repeated or forged callback
