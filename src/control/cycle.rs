@@ -259,7 +259,7 @@ impl CycleRunner {
 
     /// A writing transaction in which the term is still ours; it also holds the lease for another stretch.
     async fn begin_fenced(&self, term: i64) -> Result<Tx, CycleError> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin_kept().await?;
         if !leader::extend(&mut tx, &self.instance, term).await? {
             return Err(TermOver(term).into());
         }

@@ -78,7 +78,7 @@ macro_rules! section {
 impl<'a> Look<'a> {
     /// Begins with the figures of all sections; none where they cannot be read together.
     async fn begin(db: &'a Db) -> Result<(Self, Timestamp, Option<Figures>)> {
-        let mut tx = db.begin_look().await?;
+        let mut tx = db.begin_kept_read().await?;
         let at = tx.now().await?;
         let figures = tx.figures(*FIGURES, at).await;
         let mut look = Self { db, tx: Some(tx), unobserved: Vec::new() };
@@ -103,7 +103,7 @@ impl<'a> Look<'a> {
 
     async fn begin_again(&mut self) {
         self.tx = None; // gives its connection back before another one is asked for
-        self.tx = self.db.begin_look().await.ok();
+        self.tx = self.db.begin_kept_read().await.ok();
     }
 }
 

@@ -22,7 +22,8 @@ pub struct Options {
     pub url: String,
     /// SQLite only.
     pub durability: Durability,
-    /// Connections of the pool: readers on SQLite (beside the one writer), all on PostgreSQL.
+    /// Connections of the pool: readers on SQLite (beside the one writer); on PostgreSQL there are half as many beside,
+    /// which keep plans, and one that listens.
     pub max_connections: u32,
 }
 
@@ -59,7 +60,7 @@ impl Db {
         let url = options.url.as_str();
         let health = Health::new(clock.clone());
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            let pools = Pools::Postgres(open_postgres(options, &health).await?);
+            let pools = open_postgres(options, &health).await?;
             return Ok(Self { pools, clock: None, faults: None, waker: Waker::default(), health });
         }
         if !url.starts_with("sqlite:") {
@@ -183,22 +184,43 @@ fn is_locked(code: Option<&str>) -> bool {
     matches!(code, Some("5" | "517"))
 }
 
-async fn open_postgres(options: &Options, health: &Health) -> Result<PgPool> {
+/// How a statement is planned once, for whatever will be bound to it and however much its tables grow: along indexes, in
+/// their order, row by row. By itself PostgreSQL would keep what is cheapest while a table is new and empty.
+const KEPT_PLANS: [(&str, &str); 5] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_sort", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
+
+async fn open_postgres(options: &Options, health: &Health) -> Result<Pools> {
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|cause| Error::Schema(format!("DATABASE_URL is not a PostgreSQL URL: {cause}")))?
         .application_name("showrunner")
         .options([
-            ("plan_cache_mode", "force_custom_plan"), // a sticky generic plan ignores the partial indexes
-            ("jit", "off"),                           // a plan that is made for one run is not worth compiling
+            ("jit", "off"), // a plan that is made for one run is not worth compiling
             ("statement_timeout", "30s"),
             ("lock_timeout", "10s"),
             // A paused instance lets go of its locks soon; no transaction of ours waits for anything but the database.
             ("idle_in_transaction_session_timeout", "5s"),
             ("TimeZone", "UTC"),
         ]);
-    let (taken, released) = (Alive::new(health, &connect), Alive::new(health, &connect));
-    let pool = PgPoolOptions::new()
-        .max_connections(options.max_connections)
+    let kept = connect.clone().options(KEPT_PLANS);
+    let kept = postgres_pool(options.max_connections.div_ceil(2), &kept, health).connect_lazy_with(kept);
+    let connect = connect.options([("plan_cache_mode", "force_custom_plan")]); // a plan for all ignores partial indexes
+    let opened = tokio::select! {
+        opened = postgres_pool(options.max_connections, &connect, health).connect_with(connect.clone()) => opened,
+        cause = why_not(&connect) => Err(cause),
+    };
+    let pool = opened.map_err(|cause| cannot_open(&options.url, cause))?;
+    Ok(Pools::Postgres { pool, kept })
+}
+
+fn postgres_pool(connections: u32, connect: &PgConnectOptions, health: &Health) -> PgPoolOptions {
+    let (taken, released) = (Alive::new(health, connect), Alive::new(health, connect));
+    PgPoolOptions::new()
+        .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
         .test_before_acquire(false)
         .before_acquire(move |connection, meta| {
@@ -209,12 +231,6 @@ async fn open_postgres(options: &Options, health: &Health) -> Result<PgPool> {
             let alive = released.clone();
             Box::pin(async move { alive.after_release(connection).await })
         })
-        .connect_with(connect.clone());
-    let opened = tokio::select! {
-        opened = pool => opened,
-        cause = why_not(&connect) => Err(cause),
-    };
-    opened.map_err(|cause| cannot_open(&options.url, cause))
 }
 
 /// A pool that cannot connect only says that it timed out: where it takes long, a connection of its own says why not.

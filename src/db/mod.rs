@@ -82,7 +82,11 @@ enum Pools {
         /// None in memory.
         file: Option<Arc<DatabaseFile>>,
     },
-    Postgres(PgPool),
+    Postgres {
+        pool: PgPool,
+        /// Connections that plan each statement once.
+        kept: PgPool,
+    },
 }
 
 /// A transaction. Dropped without [`Tx::commit`], it rolls back.
@@ -105,7 +109,7 @@ impl Db {
     pub fn dialect(&self) -> Dialect {
         match self.pools {
             Pools::Sqlite { .. } => Dialect::Sqlite,
-            Pools::Postgres(_) => Dialect::Postgres,
+            Pools::Postgres { .. } => Dialect::Postgres,
         }
     }
 
@@ -143,15 +147,24 @@ impl Db {
 
     /// One reading statement outside a transaction.
     pub fn query(&self, sql: impl Into<Sql>) -> Query<'_> {
+        self.read(sql.into(), false)
+    }
+
+    /// The same with a kept plan, as in [`Db::begin_kept`].
+    pub fn query_kept(&self, sql: impl Into<Sql>) -> Query<'_> {
+        self.read(sql.into(), true)
+    }
+
+    fn read(&self, sql: Sql, kept_plan: bool) -> Query<'_> {
         let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: false, alone: false };
         match &self.pools {
-            Pools::Sqlite { read, .. } => Query::on_sqlite_pool(sql.into(), read, watch),
-            Pools::Postgres(pool) => Query::on_postgres_pool(sql.into(), pool, watch),
+            Pools::Sqlite { read, .. } => Query::on_sqlite_pool(sql, read, watch),
+            Pools::Postgres { pool, kept } => Query::on_postgres_pool(sql, if kept_plan { kept } else { pool }, watch),
         }
     }
 
     /// One writing statement that is its own transaction: a single round trip, where several would be noticed.
-    /// As with [`Tx::commit`], an error leaves open whether it happened.
+    /// As with [`Tx::commit`], an error leaves open whether it happened. Its plan is kept, as in [`Db::begin_kept`].
     pub fn write(&self, sql: impl Into<Sql>) -> Query<'_> {
         let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: true, alone: true };
         match &self.pools {
@@ -159,12 +172,22 @@ impl Db {
                 let lost = file.as_ref().and_then(|file| file.check().err());
                 Query::on_sqlite_pool(sql.into(), write, watch).failing(lost)
             }
-            Pools::Postgres(pool) => Query::on_postgres_pool(sql.into(), pool, watch),
+            Pools::Postgres { kept, .. } => Query::on_postgres_pool(sql.into(), kept, watch),
         }
     }
 
     /// A writing transaction. On SQLite it holds the write lock from here on.
     pub async fn begin(&self) -> Result<Tx> {
+        self.begin_writing(false).await
+    }
+
+    /// The same for statements that are good in one plan whatever is bound to them: PostgreSQL keeps their plans until
+    /// their tables change much. To plan a statement takes it two to twenty times as long as to run it.
+    pub async fn begin_kept(&self) -> Result<Tx> {
+        self.begin_writing(true).await
+    }
+
+    async fn begin_writing(&self, kept_plans: bool) -> Result<Tx> {
         let begun = async {
             self.strike(Point::Begin).await?;
             Ok(match &self.pools {
@@ -174,7 +197,10 @@ impl Db {
                     }
                     TxInner::Sqlite(connect::begin_immediate(write, &self.health).await?)
                 }
-                Pools::Postgres(pool) => TxInner::Postgres(connect::begin_postgres(pool, "BEGIN", &self.health).await?),
+                Pools::Postgres { pool, kept } => {
+                    let pool = if kept_plans { kept } else { pool };
+                    TxInner::Postgres(connect::begin_postgres(pool, "BEGIN", &self.health).await?)
+                }
             })
         };
         Ok(self.transaction(self.health.noted(true, begun.await)?, true))
@@ -182,25 +208,23 @@ impl Db {
 
     /// A reading transaction that sees one state of the database throughout.
     pub async fn begin_read(&self) -> Result<Tx> {
-        self.begin_reading("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+        self.begin_reading(false).await
     }
 
-    /// The same for statements that are good in one plan whatever is bound to them: PostgreSQL keeps their plans until
-    /// their tables change much. To plan one with many parts takes it twenty times as long as to run it.
-    pub async fn begin_look(&self) -> Result<Tx> {
-        self.begin_reading(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_generic_plan",
-        )
-        .await
+    /// The same with kept plans, as in [`Db::begin_kept`].
+    pub async fn begin_kept_read(&self) -> Result<Tx> {
+        self.begin_reading(true).await
     }
 
-    async fn begin_reading(&self, postgres: &'static str) -> Result<Tx> {
+    async fn begin_reading(&self, kept_plans: bool) -> Result<Tx> {
+        const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         let begun = async {
             self.strike(Point::BeginRead).await?;
             Ok(match &self.pools {
                 Pools::Sqlite { read, .. } => TxInner::Sqlite(read.begin().await?),
-                Pools::Postgres(pool) => {
-                    TxInner::Postgres(connect::begin_postgres(pool, postgres, &self.health).await?)
+                Pools::Postgres { pool, kept } => {
+                    let pool = if kept_plans { kept } else { pool };
+                    TxInner::Postgres(connect::begin_postgres(pool, BEGIN, &self.health).await?)
                 }
             })
         };
@@ -227,7 +251,10 @@ impl Db {
                 write.close().await;
             }
             // A peer that has fallen silent must not hold up the end of the program.
-            Pools::Postgres(pool) => _ = tokio::time::timeout(CLOSE_PATIENCE, pool.close()).await,
+            Pools::Postgres { pool, kept } => {
+                let closed = async { tokio::join!(pool.close(), kept.close()) };
+                _ = tokio::time::timeout(CLOSE_PATIENCE, closed).await;
+            }
         }
     }
 }

@@ -143,13 +143,13 @@ impl Db {
 
     /// The same for other processes alone, where this one knows already.
     pub fn wake_others(&self, topic: Topic) {
-        if matches!(self.pools, Pools::Postgres(_)) && self.waker.begins(topic) {
+        if matches!(self.pools, Pools::Postgres { .. }) && self.waker.begins(topic) {
             tokio::spawn(self.clone().tell_others(topic));
         }
     }
 
     async fn tell_others(self, topic: Topic) {
-        let Pools::Postgres(pool) = &self.pools else { return };
+        let Pools::Postgres { kept: pool, .. } = &self.pools else { return };
         let hint = format!("{} {}", topic.name(), self.waker.origin);
         loop {
             let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(&hint).execute(pool);
@@ -177,7 +177,7 @@ impl Db {
 
     /// Passes other instances' hints on to this process until `stop`. Returns at once on SQLite.
     pub async fn relay_wakeups(&self, clock: SharedClock, stop: CancellationToken) {
-        let Pools::Postgres(pool) = &self.pools else { return };
+        let Pools::Postgres { pool, .. } = &self.pools else { return };
         while !stop.is_cancelled() {
             let heard = async {
                 // A listener that hangs keeps its place in its pool for good, so it has a pool of its own.

@@ -17,6 +17,7 @@ mod instances;
 mod ledger;
 mod page;
 mod pipelines;
+mod plans;
 mod platform;
 mod publications;
 mod restart;

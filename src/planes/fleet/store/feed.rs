@@ -23,7 +23,7 @@ async fn head(tx: &mut Tx) -> Result<i64> {
 
 /// The last number that was given.
 pub async fn last(db: &Db) -> Result<i64> {
-    Ok(db.query("SELECT revision FROM fleet_head WHERE id = 1").one::<(i64,)>().await?.0)
+    Ok(db.query_kept("SELECT revision FROM fleet_head WHERE id = 1").one::<(i64,)>().await?.0)
 }
 
 /// Everything that is shown: all agents, all living jobs, and the newest that ended.

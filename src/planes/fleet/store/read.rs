@@ -71,7 +71,7 @@ pub async fn delete_template(tx: &mut Tx, id: &str) -> Result<bool> {
 /// Jobs about which something is to be done by itself.
 pub async fn due_jobs(db: &Db, now: Timestamp, limit: i64) -> Result<Vec<i64>> {
     let ids: Vec<(i64,)> = db
-        .query("SELECT id FROM stream_jobs WHERE due_at <= $1 ORDER BY due_at LIMIT $2")
+        .query_kept("SELECT id FROM stream_jobs WHERE due_at <= $1 ORDER BY due_at LIMIT $2")
         .bind(now)
         .bind(limit)
         .all()
@@ -82,7 +82,7 @@ pub async fn due_jobs(db: &Db, now: Timestamp, limit: i64) -> Result<Vec<i64>> {
 /// Agents whose drain has lasted long enough, or that have rested from their faults.
 pub async fn due_agents(db: &Db, now: Timestamp, limit: i64) -> Result<Vec<String>> {
     let ids: Vec<(String,)> = db
-        .query(
+        .query_kept(
             "SELECT id FROM (SELECT id FROM agents WHERE drain_deadline_at <= $1
                              UNION SELECT id FROM agents WHERE faulted_until <= $1) AS due ORDER BY id LIMIT $2",
         )
@@ -96,7 +96,7 @@ pub async fn due_agents(db: &Db, now: Timestamp, limit: i64) -> Result<Vec<Strin
 /// Agents that are connected to instances of which nothing was heard since `since`, or to any but `me` where nobody
 /// else can be.
 pub async fn orphans(db: &Db, me: &str, since: Option<Timestamp>, limit: i64) -> Result<Vec<(String, i64)>> {
-    db.query(
+    db.query_kept(
         "SELECT id, connection FROM agents WHERE instance IS NOT NULL AND instance <> $1
            AND ($2 IS NULL OR instance NOT IN (SELECT id FROM fleet_instances WHERE seen_at >= $2))
          ORDER BY id LIMIT $3",
@@ -111,7 +111,7 @@ pub async fn orphans(db: &Db, me: &str, since: Option<Timestamp>, limit: i64) ->
 /// Whether commands wait for this instance.
 pub async fn has_commands(db: &Db, instance: &str) -> Result<bool> {
     let (there,): (bool,) = db
-        .query("SELECT EXISTS (SELECT 1 FROM agent_commands WHERE instance = $1)")
+        .query_kept("SELECT EXISTS (SELECT 1 FROM agent_commands WHERE instance = $1)")
         .bind(instance.to_owned())
         .one()
         .await?;

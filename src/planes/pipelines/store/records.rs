@@ -22,7 +22,7 @@ pub struct PipelineRow {
 /// A pipeline's newest version number.
 pub async fn newest_version(db: &Db, id: &str) -> Result<Option<i64>> {
     let row: Option<(i64,)> =
-        db.query("SELECT version FROM pipelines WHERE id = $1").bind(id.to_owned()).optional().await?;
+        db.query_kept("SELECT version FROM pipelines WHERE id = $1").bind(id.to_owned()).optional().await?;
     Ok(row.map(|(version,)| version))
 }
 

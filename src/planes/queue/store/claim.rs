@@ -96,7 +96,7 @@ struct OutlookRow {
 pub async fn look(db: &Db, claim: &Claim<'_>) -> Result<Outlook> {
     let now = db.now().await?;
     let row: OutlookRow = db
-        .query(sql!(
+        .query_kept(sql!(
             "SELECT
                  EXISTS (SELECT 1 FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL AND queue = $1
                      AND (run_at IS NULL OR run_at <= $3) AND kind IN (" { sqlite: "SELECT value FROM json_each($2)", postgres: "SELECT jsonb_array_elements_text($2)" } ")) AS pending,

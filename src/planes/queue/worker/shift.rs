@@ -109,7 +109,9 @@ impl Shift {
         let mut hint = self.worker.db.listen(Topic::Jobs);
         self.outcomes = be_seen(&self.worker, Outcomes::default()).await;
         while !stop.is_cancelled() {
-            self.start_buffered();
+            if self.start_buffered() {
+                tokio::task::yield_now().await; // what was started goes first, then the search for more
+            }
             self.start_settling();
             self.start_claiming(&mut hint);
             let next_duty = self.next_duty();
@@ -169,10 +171,11 @@ impl Shift {
         self.running.is_empty() && self.ended.is_empty() && self.settling.is_none()
     }
 
-    /// Starts claimed jobs as far as there is room.
-    fn start_buffered(&mut self) {
+    /// Starts claimed jobs as far as there is room; whether there were any.
+    fn start_buffered(&mut self) -> bool {
+        let before = self.running.len();
         while self.running.len() < self.worker.options.max_concurrency {
-            let Some(job) = self.buffer.pop_front() else { return };
+            let Some(job) = self.buffer.pop_front() else { break };
             let Some(handler) = self.worker.handlers.get(job.kind.as_str()).cloned() else { continue };
             let (handed, clock) = (job.clone(), self.worker.clock.clone());
             let abort = self.tasks.spawn(async move {
@@ -186,6 +189,7 @@ impl Shift {
             });
             self.running.insert(abort.id(), Running { job, abort, stopped: false });
         }
+        self.running.len() > before
     }
 
     /// Looks for more when something may be there and there is room for it, or when its time has come.
@@ -332,7 +336,7 @@ impl Shift {
 
     async fn be_gone(&mut self) {
         let written = async {
-            let mut tx = self.worker.db.begin().await?;
+            let mut tx = self.worker.db.begin_kept().await?;
             registry::worker_gone(&mut tx, &self.worker.options.name).await?;
             tx.commit().await
         };
@@ -348,7 +352,7 @@ impl Shift {
             return;
         }
         let given = async {
-            let mut tx = self.worker.db.begin().await?;
+            let mut tx = self.worker.db.begin_kept().await?;
             finish::give_back(&mut tx, &held).await?;
             tx.commit().await
         };
@@ -371,7 +375,7 @@ async fn beside<T>(future: &mut Beside<T>) -> T {
 
 async fn renew(worker: &Worker, held: &[Hold]) {
     let renewed = async {
-        let mut tx = worker.db.begin().await?;
+        let mut tx = worker.db.begin_kept().await?;
         let kept = finish::renew(&mut tx, held, worker.options.lease).await?;
         tx.commit().await?;
         Ok::<_, crate::db::Error>(kept)
@@ -397,7 +401,7 @@ async fn be_seen(worker: &Worker, outcomes: Outcomes) -> Outcomes {
         capacity: i64::try_from(worker.options.max_concurrency).unwrap_or(i64::MAX),
     };
     let written = async {
-        let mut tx = worker.db.begin().await?;
+        let mut tx = worker.db.begin_kept().await?;
         registry::worker_seen(&mut tx, &seen).await?;
         registry::note_outcomes(&mut tx, seen.id, outcomes).await?;
         tx.commit().await
