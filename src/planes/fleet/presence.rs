@@ -88,7 +88,7 @@ impl Change {
         } else if !hello.drain && agent.drain && by_itself {
             (agent.drain, agent.drained_by, agent.drain_deadline_at) = (false, None, None);
         }
-        let drained = agent.drain;
+        let (drained, is_known) = (agent.drain, before.is_some());
         let jobs = hello.jobs();
         if again {
             let connection = agent.connection;
@@ -115,7 +115,10 @@ impl Change {
         self.step_agent(id, AgentEvent::Connected(load));
         if drained {
             self.step_agent(id, AgentEvent::Drained);
-            self.tell(id, &ToAgent::Drain(Drain { drain: true, deadline_ms: None }), None, None);
+        }
+        if drained || is_known {
+            // What it was told last may be no longer so, or was lost with its connection.
+            self.tell(id, &ToAgent::Drain(Drain { drain: drained, deadline_ms: None }), None, None);
         }
         self.reconcile(id, &jobs, true);
         connection

@@ -111,7 +111,13 @@ on_both! {
         let mut old = agent(&world, "old", 2).await;
         assert_eq!(old.hear("agent.drain").await["payload"]["drain"], true);
         until_agent(&world, "old", "DRAINING").await;
-        assert_eq!(world.post("/v1/agents/old/drain", &json!({ "drain": false })).await.1["state"], "IDLE");
+        // Somebody lets it work again while it is away: it would refuse everything if it were not told.
+        drop(old);
+        until_agent(&world, "old", "OFFLINE").await;
+        assert_eq!(world.post("/v1/agents/old/drain", &json!({ "drain": false })).await.1["state"], "OFFLINE");
+        let mut old = agent(&world, "old", 2).await;
+        assert_eq!(old.hear("agent.drain").await["payload"]["drain"], false);
+        until_agent(&world, "old", "IDLE").await;
         assert_eq!(world.ledger("fleet.agent_").await.len(), 2);
     }
 
