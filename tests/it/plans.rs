@@ -31,6 +31,5 @@ on_both! {
         let plan = plan.join("\n");
         assert!(plan.contains("Index Scan using jobs_claimable") && !plan.contains("Sort"), "{plan}");
         drop(tx);
-        world.end().await;
     }
 }
