@@ -1,4 +1,4 @@
-//! What happens to a job: offered, taken, on the air, ended, and begun again.
+//! What happens to a job that an agent took: on the air, told to stop, ended, and begun again.
 
 use std::time::Duration;
 
@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 
 use super::change::{Change, id_of, is_reachable};
 use super::metadata;
-use super::model::{AgentEvent, JobEvent, JobId, JobStatus, RestartPolicy, Resumed, Then};
-use super::protocol::{Assign, AssignAck, AudioAck, JobUpdate, OfJob, Progress, Stop, ToAgent, close};
+use super::model::{JobEvent, JobId, JobStatus, RestartPolicy, Resumed, Then};
+use super::offer::lease_of;
+use super::protocol::{AudioAck, JobUpdate, OfJob, Progress, Stop, ToAgent, close};
 use super::record::{Job, Wanted};
 use crate::backoff;
 use crate::db::Json;
@@ -19,100 +20,26 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_RESTART_WAIT: Duration = Duration::from_secs(60);
 /// Who ran for so long was well: the next error counts as the first.
 const HEALTHY_RUN: Duration = Duration::from_secs(10 * 60);
-/// The waits after offers that nobody took, doubled each time.
-const OFFER_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_OFFER_WAIT: Duration = Duration::from_secs(30);
-/// Jobs in a row that did not come to run on an agent, after which it is given none for a while.
-const MOST_FAILED_STARTS: i64 = 3;
-/// That while: most faults of a machine last longer than seconds.
-const REST: Duration = Duration::from_secs(60);
-/// Agents that one job tries last.
-const MOST_AVOIDED: usize = 20;
 /// Characters of an error that are kept: an agent's last lines.
 const LONGEST_ERROR: usize = 4_000;
 
 /// Why something cannot be asked of a job now.
 pub type Refusal = String;
 
-/// The id of the message that offers a job; answers carry it, and so the lease.
-fn offer_id(job: i64, lease: i64) -> String {
-    format!("assign-{job}-{lease}")
-}
-
-/// The lease of the offer that `correlation` answers.
-fn lease_of(job: i64, correlation: Option<&str>) -> Option<i64> {
-    correlation?.strip_prefix(&format!("assign-{job}-"))?.parse().ok()
-}
-
 fn of_job(job: &Job) -> OfJob {
     OfJob { job_id: JobId(job.id).to_string(), lease: Some(job.lease) }
 }
 
-fn cut(text: &str) -> String {
+/// Without what cannot be stored, and its end where it is long.
+pub(super) fn cut(text: &str) -> String {
     // The end says why; NUL cannot be stored.
     let clean: Vec<char> = text.chars().filter(|c| *c != '\0').collect();
     clean[clean.len().saturating_sub(LONGEST_ERROR)..].iter().collect()
 }
 
 impl Change {
-    /// How long an agent has to answer an offer: as long as it may be silent.
-    fn offer_patience(&self) -> u64 {
-        self.rules.config.heartbeat_timeout_ms
-    }
-
-    /// Offers the job to the agent; false where either is not free any more.
-    pub fn offer(&mut self, job: i64, agent: &str) -> bool {
-        let free = |change: &Self| {
-            change.agent(agent).is_some_and(|row| row.is_open() && (change.held(agent).len() as i64) < row.slots)
-        };
-        if !self.job(job).is_some_and(|row| row.status.is_waiting()) || !free(self) {
-            return false;
-        }
-        if !self.step(job, JobEvent::Assigned) {
-            return false;
-        }
-        let (now, due) = (self.now, self.after(self.offer_patience()));
-        let Some(row) = self.job_mut(job) else { return false };
-        row.agent_id = Some(agent.to_owned());
-        row.lease += 1;
-        row.assigned_at = Some(now);
-        row.due_at = Some(due);
-        (row.wanted, row.killed) = (Wanted::Run, false);
-        (row.started_at, row.progress, row.progressed_at, row.exit_code) = (None, None, None, None);
-        if row.metadata.0.contains_key("isMuted") {
-            row.metadata.0.insert("isMuted".to_owned(), Value::Bool(false)); // a new process is not muted
-        }
-        self.job_mut(job); // with its agent, whose slots are fewer now
-        self.send_offer(job);
-        true
-    }
-
-    /// Sends the offer of an assigned job, for the first time or again.
-    pub(super) fn send_offer(&mut self, job: i64) {
-        let Some(row) = self.job(job) else { return };
-        let Some(agent) = row.agent_id.clone() else { return };
-        let assign = Assign {
-            job_id: JobId(row.id).to_string(),
-            lease: row.lease,
-            config: row.config.0.clone(),
-            template_id: row.template_id.clone(),
-        };
-        let id = offer_id(row.id, row.lease);
-        self.tell(&agent, &ToAgent::Assign(Box::new(assign)), Some(id), None);
-    }
-
-    /// Nobody is free for the job; says why it waits.
-    pub fn wait(&mut self, job: i64, reason: &str) {
-        self.step(job, JobEvent::Queued);
-        if self.job(job).is_some_and(|row| row.status == JobStatus::Pending && row.reason.as_deref() != Some(reason))
-            && let Some(row) = self.job_mut(job)
-        {
-            row.reason = Some(reason.to_owned());
-        }
-    }
-
     /// Whether `agent` speaks of the job that it holds now. Who speaks of another run of it is told to end that.
-    fn is_of(&self, job: i64, agent: &str, lease: Option<i64>) -> bool {
+    pub(super) fn is_of(&self, job: i64, agent: &str, lease: Option<i64>) -> bool {
         self.job(job).is_some_and(|row| {
             row.status.is_held()
                 && row.agent_id.as_deref() == Some(agent)
@@ -125,66 +52,12 @@ impl Change {
         self.tell(agent, &ToAgent::Kill(OfJob { job_id: job_id.to_owned(), lease }), None, None);
     }
 
-    /// The agent's answer to an offer.
-    pub fn answer_offer(&mut self, agent: &str, ack: &AssignAck, correlation: Option<&str>) {
-        let Some(job) = id_of(&ack.job_id) else {
-            return self.unknown_job(agent, &ack.job_id, ack.lease, ack.accepted);
-        };
-        let lease = ack.lease.or_else(|| lease_of(job, correlation));
-        if !self.is_of(job, agent, lease) {
-            return self.unknown_job(agent, &ack.job_id, ack.lease, ack.accepted);
-        }
-        if ack.accepted {
-            self.step(job, JobEvent::Accepted);
-            return;
-        }
-        let reason = ack.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", cut(reason)));
-        self.unplace(job, &format!("agent {agent} refused it{reason}"));
-    }
-
     /// The agent speaks of a job, or of a run of it, that is not its own; `runs`: it may run it. Who holds the job under
     /// another lease is only told to end the one that it names: else it would end the wrong one.
-    fn unknown_job(&mut self, agent: &str, job_id: &str, lease: Option<i64>, runs: bool) {
+    pub(super) fn unknown_job(&mut self, agent: &str, job_id: &str, lease: Option<i64>, runs: bool) {
         let holds = id_of(job_id).is_some_and(|job| self.is_of(job, agent, None));
         if runs && (lease.is_some() || !holds) {
             self.fence_off(agent, job_id, lease);
-        }
-    }
-
-    /// Takes an offer back; it is made again elsewhere.
-    fn unplace(&mut self, job: i64, reason: &str) {
-        if !self.step(job, JobEvent::Unplaced) {
-            return;
-        }
-        let (now, random) = (self.now, self.rules.random.clone());
-        let Some(row) = self.job_mut(job) else { return };
-        let agent = row.agent_id.take();
-        row.offers += 1;
-        row.reason = Some(reason.to_owned());
-        let tries = u32::try_from(row.offers).unwrap_or(u32::MAX);
-        row.due_at = Some(now.after(backoff::exponential(OFFER_WAIT, LONGEST_OFFER_WAIT, tries, &random)));
-        if let Some(agent) = agent {
-            self.avoid(job, &agent);
-            self.failed_start(&agent);
-        }
-    }
-
-    fn avoid(&mut self, job: i64, agent: &str) {
-        let Some(row) = self.job_mut(job) else { return };
-        row.avoid.0.retain(|known| known != agent);
-        row.avoid.0.push(agent.to_owned());
-        let surplus = row.avoid.0.len().saturating_sub(MOST_AVOIDED);
-        row.avoid.0.drain(..surplus);
-    }
-
-    /// Counts a job that did not come to run on the agent; after several it is given none for a while.
-    fn failed_start(&mut self, agent: &str) {
-        let until = self.now.after(REST);
-        let Some(row) = self.agent_mut(agent) else { return };
-        row.failed_starts += 1;
-        if row.failed_starts >= MOST_FAILED_STARTS && row.faulted_until.is_none() {
-            row.faulted_until = Some(until);
-            self.step_agent(agent, AgentEvent::Faulted);
         }
     }
 

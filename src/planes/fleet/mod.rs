@@ -15,7 +15,7 @@
 //! | `protocol` | what agents and UI clients say and hear |
 //! | `model` | the state machines of jobs and agents |
 //! | `record` | rows, and what clients see of them |
-//! | `change`, `life`, `presence` | what happens: to the rows, to jobs, to agents |
+//! | `change`, `offer`, `life`, `presence` | what happens: to the rows, to jobs that wait, to jobs that were taken, to agents |
 //! | `metadata` | what is said of a stream, merged |
 //! | `placement` | which job goes to which agent |
 //! | `store` | all of the plane's SQL |
@@ -37,6 +37,7 @@ mod metadata;
 mod mirror;
 pub mod model;
 mod observe;
+mod offer;
 pub mod placement;
 mod presence;
 pub mod protocol;
