@@ -75,6 +75,7 @@ impl SimFaults {
     pub fn arm(&self, plan: Option<(u32, Fault)>) {
         let mut state = self.state.lock().expect("faults");
         (state.plan, state.passed, state.asked, state.writing) = (plan, 0, false, 0);
+        state.stalled = false; // somebody may have hung up on an operation that stood still
     }
 
     /// Lets a process that stands still go on, to its next fault.

@@ -26,7 +26,6 @@ mod platform;
 mod store;
 mod world;
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,13 +54,16 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
-/// Runs a seed; the error says which step broke what.
+/// Runs a seed, on a thread of its own; the error says which step broke what.
 fn run(store: &Store, seed: u64, steps: u64, talk: bool) -> Result<(), String> {
-    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run_unguarded(store, seed, steps, talk)));
-    ran.unwrap_or_else(|_| Err("it panicked, as is said above".to_owned()))
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK);
+        let ran = thread.spawn_scoped(scope, || run_here(store, seed, steps, talk)).expect("a thread").join();
+        ran.unwrap_or_else(|_| Err("it panicked, as is said above".to_owned()))
+    })
 }
 
-fn run_unguarded(store: &Store, seed: u64, steps: u64, talk: bool) -> Result<(), String> {
+fn run_here(store: &Store, seed: u64, steps: u64, talk: bool) -> Result<(), String> {
     block_on(async {
         let mut world = World::new(seed, store.clone()).await;
         let mut result = Ok(());
@@ -105,10 +107,7 @@ fn shortest(store: &Store, seed: u64, steps: u64) -> u64 {
 fn every_seed_holds(store: &Store, seeds: u64) {
     if let Some(seed) = number("SIM_SEED") {
         let steps = number("SIM_STEPS").unwrap_or(STEPS);
-        let result = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().stack_size(STACK);
-            thread.spawn_scoped(scope, || run(store, seed, steps, true)).expect("a thread").join().expect("its result")
-        });
+        let result = run(store, seed, steps, true);
         assert_eq!(result, Ok(()), "seed {seed}");
         return;
     }
@@ -116,8 +115,7 @@ fn every_seed_holds(store: &Store, seeds: u64) {
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            let thread = std::thread::Builder::new().stack_size(STACK);
-            let spawned = thread.spawn_scoped(scope, || {
+            scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds || !failed.lock().expect("failures").is_empty() {
@@ -128,7 +126,6 @@ fn every_seed_holds(store: &Store, seeds: u64) {
                     }
                 }
             });
-            spawned.expect("a thread");
         }
     });
     let minutes = began.elapsed().as_secs_f64() / 60.0;
