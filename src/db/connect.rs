@@ -185,14 +185,9 @@ fn is_locked(code: Option<&str>) -> bool {
 }
 
 /// How a statement is planned once, for whatever will be bound to it and however much its tables grow: along indexes, in
-/// their order, row by row. By itself PostgreSQL would keep what is cheapest while a table is new and empty.
-const KEPT_PLANS: [(&str, &str); 5] = [
-    ("plan_cache_mode", "force_generic_plan"),
-    ("enable_seqscan", "off"),
-    ("enable_sort", "off"),
-    ("enable_hashjoin", "off"),
-    ("enable_mergejoin", "off"),
-];
+/// their order. By itself PostgreSQL would keep what is cheapest while a table is new and empty.
+const KEPT_PLANS: [(&str, &str); 3] =
+    [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off"), ("enable_sort", "off")];
 
 async fn open_postgres(options: &Options, health: &Health) -> Result<Pools> {
     let connect = PgConnectOptions::from_str(&options.url)

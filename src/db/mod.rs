@@ -164,15 +164,24 @@ impl Db {
     }
 
     /// One writing statement that is its own transaction: a single round trip, where several would be noticed.
-    /// As with [`Tx::commit`], an error leaves open whether it happened. Its plan is kept, as in [`Db::begin_kept`].
+    /// As with [`Tx::commit`], an error leaves open whether it happened.
     pub fn write(&self, sql: impl Into<Sql>) -> Query<'_> {
+        self.write_alone(sql.into(), false)
+    }
+
+    /// The same with a kept plan, as in [`Db::begin_kept`].
+    pub fn write_kept(&self, sql: impl Into<Sql>) -> Query<'_> {
+        self.write_alone(sql.into(), true)
+    }
+
+    fn write_alone(&self, sql: Sql, kept_plan: bool) -> Query<'_> {
         let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: true, alone: true };
         match &self.pools {
             Pools::Sqlite { write, file, .. } => {
                 let lost = file.as_ref().and_then(|file| file.check().err());
-                Query::on_sqlite_pool(sql.into(), write, watch).failing(lost)
+                Query::on_sqlite_pool(sql, write, watch).failing(lost)
             }
-            Pools::Postgres { kept, .. } => Query::on_postgres_pool(sql.into(), kept, watch),
+            Pools::Postgres { pool, kept } => Query::on_postgres_pool(sql, if kept_plan { kept } else { pool }, watch),
         }
     }
 
@@ -182,7 +191,8 @@ impl Db {
     }
 
     /// The same for statements that are good in one plan whatever is bound to them: PostgreSQL keeps their plans until
-    /// their tables change much. To plan a statement takes it two to twenty times as long as to run it.
+    /// their tables change much. To plan a statement takes it two to twenty times as long as to run it. Not for joins
+    /// with a list that is bound: while a table is empty, it seems cheapest to walk over it for each entry.
     pub async fn begin_kept(&self) -> Result<Tx> {
         self.begin_writing(true).await
     }

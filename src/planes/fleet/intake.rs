@@ -204,7 +204,7 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
     let whole: Vec<&str> = whole.into_iter().collect();
     let leaving = batch.iter().filter(|report| matches!(report, Report::Lost(_))).count();
 
-    let mut tx = fleet.db.begin_kept().await?;
+    let mut tx = fleet.db.begin().await?;
     let mut change = Change::begin(&mut tx, &fleet.rules).await?;
     change.load(&mut tx, &agents, &jobs).await?;
     change.load_jobs_of(&mut tx, &whole).await?;

@@ -123,7 +123,7 @@ impl Fleet {
             return Ok(false);
         }
         let held = self.mirror.hold().await;
-        let mut tx = self.db.begin_kept().await?;
+        let mut tx = self.db.begin().await?;
         let mut change = Change::begin(&mut tx, &self.rules).await?;
         if !self.mirror.is_at(change.base()) {
             self.mirror.catch_up_in(&held, &mut tx).await?;
@@ -158,7 +158,7 @@ impl Fleet {
         let jobs = read::due_jobs(&self.db, now, BATCH as i64).await?;
         let agents = read::due_agents(&self.db, now, BATCH as i64).await?;
         if !jobs.is_empty() || !agents.is_empty() {
-            let mut tx = self.db.begin_kept().await?;
+            let mut tx = self.db.begin().await?;
             let mut change = Change::begin(&mut tx, &self.rules).await?;
             let ids: Vec<&str> = agents.iter().map(String::as_str).collect();
             change.load(&mut tx, &ids, &jobs).await?;
@@ -184,7 +184,7 @@ impl Fleet {
         }
         let seen: Vec<(String, i64, Timestamp)> =
             seen.into_iter().map(|(agent, connection, ago)| (agent, connection, now.before(ago))).collect();
-        let mut tx = self.db.begin_kept().await?;
+        let mut tx = self.db.begin().await?;
         store::lock(&mut tx).await?; // else two such statements could wait for each other
         store::note_seen(&mut tx, &seen).await?;
         tx.commit().await
@@ -194,7 +194,7 @@ impl Fleet {
     async fn look_for_instances(&self, now: Timestamp) -> Result<()> {
         let several = self.db.dialect() == Dialect::Postgres;
         if several && self.hub.len() > 0 {
-            let mut tx = self.db.begin_kept().await?;
+            let mut tx = self.db.begin().await?;
             store::instance_lives(&mut tx, &self.instance).await?;
             tx.commit().await?;
         }
@@ -207,7 +207,7 @@ impl Fleet {
     async fn give_up_orphans(&self, since: Option<Timestamp>) -> Result<()> {
         let orphans = read::orphans(&self.db, &self.instance, since, i64::MAX).await?;
         for batch in orphans.chunks(BATCH) {
-            let mut tx = self.db.begin_kept().await?;
+            let mut tx = self.db.begin().await?;
             let mut change = Change::begin(&mut tx, &self.rules).await?;
             let ids: Vec<&str> = batch.iter().map(|(agent, _)| agent.as_str()).collect();
             change.load(&mut tx, &ids, &[]).await?;
@@ -222,7 +222,7 @@ impl Fleet {
         }
         if !orphans.is_empty() {
             tracing::warn!(agents = orphans.len(), "agents of an instance that is gone are offline");
-            let mut tx = self.db.begin_kept().await?;
+            let mut tx = self.db.begin().await?;
             let now = tx.now().await?;
             store::forget_instances(&mut tx, now.before(FORGOTTEN)).await?;
             tx.commit().await?;
@@ -234,7 +234,7 @@ impl Fleet {
         if self.hub.len() == 0 || !read::has_commands(&self.db, &self.instance).await? {
             return Ok(());
         }
-        let mut tx = self.db.begin_kept().await?;
+        let mut tx = self.db.begin().await?;
         let commands = store::take_commands(&mut tx, &self.instance).await?;
         tx.commit().await?;
         self.hub.deliver(commands);

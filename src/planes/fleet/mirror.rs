@@ -113,7 +113,7 @@ impl Mirror {
             return Ok(());
         }
         loop {
-            let mut tx = db.begin_kept_read().await?;
+            let mut tx = db.begin_read().await?;
             if self.read_on(&mut tx).await? {
                 return Ok(());
             }

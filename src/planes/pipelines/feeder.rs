@@ -74,7 +74,7 @@ impl Pipelines {
             return Ok(());
         }
         self.backlog.store(true, Ordering::Release);
-        let mut tx = self.db.begin_kept().await?;
+        let mut tx = self.db.begin().await?;
         store::wake_runs(&mut tx).await?;
         let names: Vec<&str> = idle.iter().map(|engine| engine.id.as_str()).collect();
         let runs = store::claim(&mut tx, &self.instance, &names, lease).await?;

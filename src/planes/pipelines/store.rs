@@ -87,7 +87,7 @@ impl Target for Tx {
 }
 impl Target for &Db {
     fn query_or_write(&mut self, sql: &'static str) -> crate::db::Query<'_> {
-        self.write(sql)
+        self.write_kept(sql)
     }
 }
 
@@ -126,7 +126,7 @@ const UPSERT_STEPS: crate::db::Sql = sql!(
 
 /// Writes steps down in a statement of its own; false when the lease is lost. No step may stand there twice.
 pub(super) async fn write_steps(db: &Db, hold: Hold, rows: &[StepRow]) -> Result<bool> {
-    let written = db.write(UPSERT_STEPS).bind(hold.run).bind(hold.lease).bind(Json(rows)).execute().await?;
+    let written = db.write_kept(UPSERT_STEPS).bind(hold.run).bind(hold.lease).bind(Json(rows)).execute().await?;
     Ok(written > 0)
 }
 

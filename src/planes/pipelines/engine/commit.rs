@@ -121,7 +121,7 @@ impl Worker {
     ) -> db::Result<bool> {
         let mut rows = batch.rows.clone();
         begun.clear();
-        let mut tx = self.pipelines.db.begin_kept().await?;
+        let mut tx = self.pipelines.db.begin().await?;
         // The lease first: nothing is begun for a run that somebody else has.
         if !store::holds(&mut tx, hold).await? {
             return Ok(false);
@@ -237,7 +237,7 @@ impl Worker {
     }
 
     async fn write_end(&self, hold: Hold, batch: &Batch, end: &End, now: db::Timestamp) -> db::Result<bool> {
-        let mut tx = self.pipelines.db.begin_kept().await?;
+        let mut tx = self.pipelines.db.begin().await?;
         for (_, _, effect) in &batch.effects {
             match effect {
                 Effect::CancelTask(job) => store::cancel_task(&mut tx, *job).await?,

@@ -146,7 +146,7 @@ impl Worker {
         let error = Some(format!("the engine could not carry it out: {cause}"));
         let end = End { status: RunStatus::Failed, output: Value::Null, error };
         let ended = async {
-            let mut tx = self.pipelines.db.begin_kept().await?;
+            let mut tx = self.pipelines.db.begin().await?;
             let now = self.pipelines.now();
             let held = store::end_run(&mut tx, hold, &[], &end, now).await?;
             tx.commit().await?;

@@ -270,7 +270,7 @@ async fn take(query: Query<'_>, now: Option<Timestamp>, claim: &Claim<'_>, chose
 /// Takes up to `claim.limit` jobs that no limit, key, pause or quarantine touches, the most urgent first, by one
 /// statement that is its own transaction. All others, what is due and what has lapsed are for [`look`] and [`claim`].
 pub async fn claim_at_once(db: &Db, claim: &Claim<'_>) -> Result<Vec<Job>> {
-    take(db.write(TAKE_FREE), db.known_now(), claim, claim.limit as i64).await
+    take(db.write_kept(TAKE_FREE), db.known_now(), claim, claim.limit as i64).await
 }
 
 pub(in crate::planes::queue) fn millis(milliseconds: i64) -> Duration {

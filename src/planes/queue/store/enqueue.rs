@@ -129,7 +129,7 @@ pub async fn enqueue_many(tx: &mut Tx, jobs: &[NewJob]) -> Result<Vec<Enqueued>>
 pub(in crate::planes::queue) async fn enqueue_at_once(db: &Db, jobs: &[NewJob]) -> Result<Vec<Option<Enqueued>>> {
     let mut outcomes: Vec<Option<Enqueued>> = vec![None; jobs.len()];
     let now = if needs_time(jobs) { Some(db.now().await?) } else { db.known_now() };
-    insert(|sql| db.write(sql), jobs, now, &mut outcomes).await?;
+    insert(|sql| db.write_kept(sql), jobs, now, &mut outcomes).await?;
     Ok(outcomes)
 }
 

@@ -130,7 +130,7 @@ impl Worker {
         if !outlook.has_work() || (room == 0 && !outlook.has_upkeep()) {
             return Ok((outlook, Vec::new()));
         }
-        let mut tx = self.db.begin_kept().await?;
+        let mut tx = self.db.begin().await?;
         let jobs = claim::claim(&mut tx, &outlook, &wanted).await?;
         tx.commit().await?;
         Ok((outlook, jobs))

@@ -87,7 +87,7 @@ impl Worker {
             }
             return Ok(());
         }
-        let mut tx = self.db.begin_kept().await?;
+        let mut tx = self.db.begin().await?;
         if !done.is_empty() {
             let held = finish::complete_many(&mut tx, &done).await?;
             warn_of_late(done.len(), held.len());

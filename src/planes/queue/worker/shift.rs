@@ -336,7 +336,7 @@ impl Shift {
 
     async fn be_gone(&mut self) {
         let written = async {
-            let mut tx = self.worker.db.begin_kept().await?;
+            let mut tx = self.worker.db.begin().await?;
             registry::worker_gone(&mut tx, &self.worker.options.name).await?;
             tx.commit().await
         };
@@ -352,7 +352,7 @@ impl Shift {
             return;
         }
         let given = async {
-            let mut tx = self.worker.db.begin_kept().await?;
+            let mut tx = self.worker.db.begin().await?;
             finish::give_back(&mut tx, &held).await?;
             tx.commit().await
         };
@@ -375,7 +375,7 @@ async fn beside<T>(future: &mut Beside<T>) -> T {
 
 async fn renew(worker: &Worker, held: &[Hold]) {
     let renewed = async {
-        let mut tx = worker.db.begin_kept().await?;
+        let mut tx = worker.db.begin().await?;
         let kept = finish::renew(&mut tx, held, worker.options.lease).await?;
         tx.commit().await?;
         Ok::<_, crate::db::Error>(kept)
@@ -401,7 +401,7 @@ async fn be_seen(worker: &Worker, outcomes: Outcomes) -> Outcomes {
         capacity: i64::try_from(worker.options.max_concurrency).unwrap_or(i64::MAX),
     };
     let written = async {
-        let mut tx = worker.db.begin_kept().await?;
+        let mut tx = worker.db.begin().await?;
         registry::worker_seen(&mut tx, &seen).await?;
         registry::note_outcomes(&mut tx, seen.id, outcomes).await?;
         tx.commit().await
