@@ -54,7 +54,7 @@ pub(super) struct Taker<'a> {
 macro_rules! insert_run {
     ($target:expr, $new:expr, $taker:expr, $now:expr) => {
         $target
-            .query_or_write(
+            .statement(
                 "INSERT INTO pipeline_runs (pipeline_id, version, status, trigger_kind, trigger_id, parent_run_id, depth,
                      input, lease, lease_expires_at, owner, engine, created_at, started_at)
                  SELECT $1, $2, $3, $4, $5, $6,
@@ -78,15 +78,15 @@ macro_rules! insert_run {
 }
 
 trait Target {
-    fn query_or_write(&mut self, sql: &'static str) -> crate::db::Query<'_>;
+    fn statement(&mut self, sql: &'static str) -> crate::db::Query<'_>;
 }
 impl Target for Tx {
-    fn query_or_write(&mut self, sql: &'static str) -> crate::db::Query<'_> {
+    fn statement(&mut self, sql: &'static str) -> crate::db::Query<'_> {
         self.query(sql)
     }
 }
 impl Target for &Db {
-    fn query_or_write(&mut self, sql: &'static str) -> crate::db::Query<'_> {
+    fn statement(&mut self, sql: &'static str) -> crate::db::Query<'_> {
         self.write_kept(sql)
     }
 }

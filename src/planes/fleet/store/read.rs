@@ -96,7 +96,7 @@ pub async fn due_agents(db: &Db, now: Timestamp, limit: i64) -> Result<Vec<Strin
 /// Agents that are connected to instances of which nothing was heard since `since`, or to any but `me` where nobody
 /// else can be.
 pub async fn orphans(db: &Db, me: &str, since: Option<Timestamp>, limit: i64) -> Result<Vec<(String, i64)>> {
-    db.query_kept(
+    db.query(
         "SELECT id, connection FROM agents WHERE instance IS NOT NULL AND instance <> $1
            AND ($2 IS NULL OR instance NOT IN (SELECT id FROM fleet_instances WHERE seen_at >= $2))
          ORDER BY id LIMIT $3",
