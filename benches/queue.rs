@@ -304,10 +304,11 @@ async fn latencies(db: Db) -> Vec<f64> {
     let (begun, mut begins) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
     let handlers: Vec<Arc<dyn Handler>> = vec![Arc::new(Stamp { begun })];
-    let worker =
-        Worker::new(db.clone(), SystemClock::shared(), Random::seeded(1), options("idle".to_owned(), 0), handlers);
-    let worker = tokio::spawn(worker.run(stop.clone()));
     let enqueuer = Enqueuer::new(db.clone());
+    let worker =
+        Worker::new(db.clone(), SystemClock::shared(), Random::seeded(1), options("idle".to_owned(), 0), handlers)
+            .with_seats(enqueuer.seats().clone());
+    let worker = tokio::spawn(worker.run(stop.clone()));
     let mut figures = Vec::new();
     for _ in 0..LATENCIES + 20 {
         tokio::time::sleep(Duration::from_millis(15)).await;

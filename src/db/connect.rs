@@ -11,7 +11,7 @@ use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, 
 use sqlx::{ConnectOptions, Connection, Transaction};
 
 use super::health::Health;
-use super::{Db, Error, Pools, Result, Waker};
+use super::{Db, Error, Pools, PostgresPools, Result, Waker};
 use crate::clock::SharedClock;
 use crate::config::Durability;
 
@@ -88,7 +88,7 @@ async fn open_sqlite(options: &Options) -> Result<Pools> {
         .busy_timeout(BUSY_PATIENCE)
         .row_buffer_size(ROWS_WAITING)
         .optimize_on_close(true, None)
-        .pragma("cache_size", "-8192") // 8 MiB: what one transaction changes stays in it
+        .pragma("cache_size", "-4096") // 4 MiB: what one transaction changes stays in it
         .pragma("temp_store", "memory");
     let file: PathBuf = connect.get_filename().to_path_buf();
     if let Some(folder) = file.parent().filter(|folder| !in_memory && !folder.as_os_str().is_empty()) {
@@ -204,12 +204,14 @@ async fn open_postgres(options: &Options, health: &Health) -> Result<Pools> {
     let kept = connect.clone().options(KEPT_PLANS);
     let kept = postgres_pool(options.max_connections.div_ceil(2), &kept, health).connect_lazy_with(kept);
     let connect = connect.options([("plan_cache_mode", "force_custom_plan")]); // a plan for all ignores partial indexes
+    let fresh = postgres_pool(options.max_connections, &connect, health);
     let opened = tokio::select! {
-        opened = postgres_pool(options.max_connections, &connect, health).connect_with(connect.clone()) => opened,
+        // Side by side: the first cycle asks both.
+        opened = async { tokio::try_join!(fresh.connect_with(connect.clone()), kept.acquire()) } => opened,
         cause = why_not(&connect) => Err(cause),
     };
-    let pool = opened.map_err(|cause| cannot_open(&options.url, cause))?;
-    Ok(Pools::Postgres { pool, kept })
+    let (fresh, _) = opened.map_err(|cause| cannot_open(&options.url, cause))?;
+    Ok(Pools::Postgres(PostgresPools { fresh, kept }))
 }
 
 fn postgres_pool(connections: u32, connect: &PgConnectOptions, health: &Health) -> PgPoolOptions {

@@ -86,7 +86,7 @@ impl Db {
         }
         let result = match &self.pools {
             // PostgreSQL is locked by the migrator itself.
-            Pools::Postgres { pool, .. } => self.migrator().run(pool).await,
+            Pools::Postgres(pools) => self.migrator().run(&pools.fresh).await,
             // On SQLite all of it is one transaction that begins with the write lock: of two processes that start
             // together, the later one finds the work done.
             Pools::Sqlite { write, .. } => {

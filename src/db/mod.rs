@@ -82,11 +82,21 @@ enum Pools {
         /// None in memory.
         file: Option<Arc<DatabaseFile>>,
     },
-    Postgres {
-        pool: PgPool,
-        /// Connections that plan each statement once.
-        kept: PgPool,
-    },
+    Postgres(PostgresPools),
+}
+
+#[derive(Clone)]
+struct PostgresPools {
+    /// Connections that plan each statement for what is bound to it.
+    fresh: PgPool,
+    /// Connections that plan each statement once.
+    kept: PgPool,
+}
+
+impl PostgresPools {
+    fn planning(&self, once: bool) -> &PgPool {
+        if once { &self.kept } else { &self.fresh }
+    }
 }
 
 /// A transaction. Dropped without [`Tx::commit`], it rolls back.
@@ -109,7 +119,7 @@ impl Db {
     pub fn dialect(&self) -> Dialect {
         match self.pools {
             Pools::Sqlite { .. } => Dialect::Sqlite,
-            Pools::Postgres { .. } => Dialect::Postgres,
+            Pools::Postgres(_) => Dialect::Postgres,
         }
     }
 
@@ -159,7 +169,7 @@ impl Db {
         let watch = query::Watch { faults: self.faults.as_deref(), health: &self.health, writes: false, alone: false };
         match &self.pools {
             Pools::Sqlite { read, .. } => Query::on_sqlite_pool(sql, read, watch),
-            Pools::Postgres { pool, kept } => Query::on_postgres_pool(sql, if kept_plan { kept } else { pool }, watch),
+            Pools::Postgres(pools) => Query::on_postgres_pool(sql, pools.planning(kept_plan), watch),
         }
     }
 
@@ -181,7 +191,7 @@ impl Db {
                 let lost = file.as_ref().and_then(|file| file.check().err());
                 Query::on_sqlite_pool(sql, write, watch).failing(lost)
             }
-            Pools::Postgres { pool, kept } => Query::on_postgres_pool(sql, if kept_plan { kept } else { pool }, watch),
+            Pools::Postgres(pools) => Query::on_postgres_pool(sql, pools.planning(kept_plan), watch),
         }
     }
 
@@ -207,8 +217,8 @@ impl Db {
                     }
                     TxInner::Sqlite(connect::begin_immediate(write, &self.health).await?)
                 }
-                Pools::Postgres { pool, kept } => {
-                    let pool = if kept_plans { kept } else { pool };
+                Pools::Postgres(pools) => {
+                    let pool = pools.planning(kept_plans);
                     TxInner::Postgres(connect::begin_postgres(pool, "BEGIN", &self.health).await?)
                 }
             })
@@ -232,8 +242,8 @@ impl Db {
             self.strike(Point::BeginRead).await?;
             Ok(match &self.pools {
                 Pools::Sqlite { read, .. } => TxInner::Sqlite(read.begin().await?),
-                Pools::Postgres { pool, kept } => {
-                    let pool = if kept_plans { kept } else { pool };
+                Pools::Postgres(pools) => {
+                    let pool = pools.planning(kept_plans);
                     TxInner::Postgres(connect::begin_postgres(pool, BEGIN, &self.health).await?)
                 }
             })
@@ -261,8 +271,8 @@ impl Db {
                 write.close().await;
             }
             // A peer that has fallen silent must not hold up the end of the program.
-            Pools::Postgres { pool, kept } => {
-                let closed = async { tokio::join!(pool.close(), kept.close()) };
+            Pools::Postgres(PostgresPools { fresh, kept }) => {
+                let closed = async { tokio::join!(fresh.close(), kept.close()) };
                 _ = tokio::time::timeout(CLOSE_PATIENCE, closed).await;
             }
         }

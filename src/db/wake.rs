@@ -11,7 +11,7 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::{Db, Pools};
+use super::{Db, Pools, PostgresPools};
 use crate::clock::SharedClock;
 use crate::random::Random;
 
@@ -56,6 +56,9 @@ impl Topic {
 
 /// Sends a hint. It may be lost, so its commit waits for no disk.
 const NOTIFY: &str = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
+
+/// Between two hints of one topic to other instances: the first goes out at once, and what comes within it is told by one.
+const TOGETHER: Duration = Duration::from_millis(5);
 
 /// PostgreSQL's channel; the payload is the topic, and behind a space which process says so.
 const CHANNEL: &str = "showrunner";
@@ -143,20 +146,21 @@ impl Db {
 
     /// The same for other processes alone, where this one knows already.
     pub fn wake_others(&self, topic: Topic) {
-        if matches!(self.pools, Pools::Postgres { .. }) && self.waker.begins(topic) {
+        if matches!(self.pools, Pools::Postgres(_)) && self.waker.begins(topic) {
             tokio::spawn(self.clone().tell_others(topic));
         }
     }
 
     async fn tell_others(self, topic: Topic) {
-        let Pools::Postgres { kept: pool, .. } = &self.pools else { return };
+        let Pools::Postgres(PostgresPools { kept, .. }) = &self.pools else { return };
         let hint = format!("{} {}", topic.name(), self.waker.origin);
         loop {
-            let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(&hint).execute(pool);
+            let sent = sqlx::query(NOTIFY).bind(CHANNEL).bind(&hint).execute(kept);
             // No hint is worth a longer wait.
             if let Err(cause) = self.health.within(ANSWER_PATIENCE, false, sent).await {
                 tracing::debug!(%cause, "a wake-up was not sent; polling will see the change");
             }
+            tokio::time::sleep(TOGETHER).await;
             if !self.waker.goes_on(topic) {
                 return;
             }
@@ -177,11 +181,11 @@ impl Db {
 
     /// Passes other instances' hints on to this process until `stop`. Returns at once on SQLite.
     pub async fn relay_wakeups(&self, clock: SharedClock, stop: CancellationToken) {
-        let Pools::Postgres { pool, .. } = &self.pools else { return };
+        let Pools::Postgres(PostgresPools { fresh, .. }) = &self.pools else { return };
         while !stop.is_cancelled() {
             let heard = async {
                 // A listener that hangs keeps its place in its pool for good, so it has a pool of its own.
-                let options = (*pool.connect_options()).clone();
+                let options = (*fresh.connect_options()).clone();
                 let own =
                     PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER_PATIENCE).connect_with(options);
                 let mut listener = PgListener::connect_with(&own.await?).await?;

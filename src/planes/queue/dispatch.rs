@@ -163,23 +163,18 @@ impl Dispatcher {
     pub async fn run(self, stop: CancellationToken) {
         let this = Arc::new(self);
         let queue = this.queue.clone();
-        let (mut busy, mut sending, mut missed) = (HashSet::new(), JoinSet::new(), false);
+        // Who is being served, and who is to be served once more after that: others need no new look for it.
+        let (mut busy, mut again, mut sending) = (HashSet::new(), HashSet::new(), JoinSet::new());
         while !stop.is_cancelled() && queue.key.is_some() {
             let mut hint = queue.db.listen(Topic::Jobs); // armed before the look
             match this.lanes().await {
                 Ok(lanes) => {
                     for lane in lanes {
-                        if !busy.insert(lane.worker()) {
-                            missed = true;
-                            continue;
+                        if busy.insert(lane.worker()) {
+                            sending.spawn(this.clone().send(lane));
+                        } else {
+                            again.insert(lane.worker());
                         }
-                        let this = this.clone();
-                        sending.spawn(async move {
-                            if let Err(cause) = this.serve(&lane).await {
-                                tracing::warn!(%cause, service = lane.service, "tasks could not be sent");
-                            }
-                            lane.worker()
-                        });
                     }
                 }
                 Err(cause) => tracing::warn!(%cause, "services could not be read"),
@@ -187,21 +182,29 @@ impl Dispatcher {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    Some(ended) = sending.join_next() => {
-                        match ended {
-                            Ok(worker) => _ = busy.remove(&worker),
-                            Err(_) => busy.clear(), // a panic: nobody knows whose it was, and the claims fence doubles
+                    Some(ended) = sending.join_next() => match ended {
+                        Ok(lane) => {
+                            if again.remove(&lane.worker()) && !stop.is_cancelled() && !this.rests(&lane.endpoint) {
+                                sending.spawn(this.clone().send(lane));
+                            } else {
+                                busy.remove(&lane.worker());
+                            }
                         }
-                        if std::mem::take(&mut missed) {
-                            break;
-                        }
-                    }
+                        Err(_) => busy.clear(), // a panic: nobody knows whose it was, and the claims fence doubles
+                    },
                     () = hint.woken() => break,
                     () = queue.clock.sleep(queue.poll_interval) => break,
                 }
             }
         }
         while sending.join_next().await.is_some() {}
+    }
+
+    async fn send(self: Arc<Self>, lane: Lane) -> Lane {
+        if let Err(cause) = self.serve(&lane).await {
+            tracing::warn!(%cause, service = lane.service, "tasks could not be sent");
+        }
+        lane
     }
 
     /// Sends what there is to send now; how many were accepted.

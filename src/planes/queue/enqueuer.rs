@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-use super::job::{Enqueued, NewJob};
-use super::store::enqueue::{enqueue, enqueue_at_once};
+use super::job::{Enqueued, Job, NewJob};
+use super::seats::{Seat, Seats};
+use super::store::enqueue::{enqueue, enqueue_at_once, enqueue_taken};
 use crate::db::{Db, Error, Result, Topic};
 
 /// Jobs of one commit at most.
@@ -18,6 +19,7 @@ const TOGETHER: usize = 1_000;
 #[derive(Clone)]
 pub struct Enqueuer {
     db: Db,
+    seats: Seats,
     state: Arc<Mutex<State>>,
 }
 
@@ -34,7 +36,12 @@ struct State {
 impl Enqueuer {
     /// One for a process: callers share commits only within one.
     pub fn new(db: Db) -> Self {
-        Self { db, state: Arc::default() }
+        Self { seats: Seats::new(db.clone()), db, state: Arc::default() }
+    }
+
+    /// Where workers of this process wait for what is enqueued here.
+    pub fn seats(&self) -> &Seats {
+        &self.seats
     }
 
     /// Enqueues a job and wakes the workers; returns once it is durable.
@@ -70,8 +77,8 @@ impl Enqueuer {
 
     /// One statement for all. Those whose key is taken are looked after one by one.
     async fn serve_batch(&self, jobs: Vec<NewJob>, answers: Vec<Answer>) {
-        let outcomes = match enqueue_at_once(&self.db, &jobs).await {
-            Ok(outcomes) => outcomes,
+        let (outcomes, taken) = match self.insert(&jobs).await {
+            Ok(inserted) => inserted,
             // Whether it happened is open: nobody may enqueue again on the callers' behalf.
             Err(Error::Unavailable(cause)) => {
                 for answer in answers {
@@ -80,10 +87,12 @@ impl Enqueuer {
                 return;
             }
             // Nothing happened. One bad job must not refuse the others, and each hears its own error.
-            Err(_) => vec![None; jobs.len()],
+            Err(_) => (vec![None; jobs.len()], None),
         };
-        if outcomes.iter().any(Option::is_some) {
-            self.db.wake(Topic::Jobs).await;
+        match taken {
+            Some((seat, job)) => self.seats.hand_over(seat, job).await,
+            None if outcomes.iter().any(Option::is_some) => self.db.wake(Topic::Jobs).await,
+            None => {}
         }
         for ((job, answer), outcome) in jobs.into_iter().zip(answers).zip(outcomes) {
             let _ = answer.send(match outcome {
@@ -91,6 +100,14 @@ impl Enqueuer {
                 None => self.enqueue_alone(job).await,
             });
         }
+    }
+
+    /// Inserts them by one statement; who waited in a seat for the only one of them, and has it now.
+    async fn insert(&self, jobs: &[NewJob]) -> Result<(Vec<Option<Enqueued>>, Option<(Seat, Job)>)> {
+        let only = if let [job] = jobs { self.seats.find(job).map(|seat| (job, seat)) } else { None };
+        let Some((job, seat)) = only else { return Ok((enqueue_at_once(&self.db, jobs).await?, None)) };
+        let Some((enqueued, job)) = enqueue_taken(&self.db, job, &seat).await? else { return Ok((vec![None], None)) };
+        Ok((vec![Some(enqueued)], job.map(|job| (seat, job))))
     }
 
     async fn enqueue_alone(&self, job: NewJob) -> Result<Enqueued> {

@@ -15,6 +15,7 @@
 //! | `job` | a job as it is enqueued, run and kept |
 //! | `store` | all of the queue's SQL |
 //! | `enqueuer` | enqueueing where many callers share a commit |
+//! | `seats` | workers of this process that idle, for whom a job is claimed as it is enqueued |
 //! | `worker` | claiming, running, renewing, rescuing in this process |
 //! | `plane`, `routes` | its doors: clients that enqueue and ask, operators, workers on other machines |
 //! | `dispatch` | sending tasks to the services that have an endpoint |
@@ -29,6 +30,7 @@ mod model;
 mod observe;
 mod plane;
 mod routes;
+mod seats;
 mod store;
 mod worker;
 
@@ -44,6 +46,7 @@ pub use observe::{
 };
 pub use plane::TaskQueue;
 pub use routes::{CodeVersion, routes, worker_routes};
+pub use seats::Seats;
 pub use store::claim::{Claim, Outlook, claim, claim_at_once, look};
 pub use store::enqueue::{enqueue, enqueue_many};
 pub use store::finish::{

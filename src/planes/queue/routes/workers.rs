@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use futures_util::future::select_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -25,6 +26,9 @@ use crate::web::{Body, Path};
 
 /// Task runs that are handed out at once.
 const MOST_RUNS: usize = 100;
+
+/// Between two signs of life of a worker that waits; it counts as alive for a minute.
+const SEEN_EVERY: Duration = Duration::from_secs(10);
 
 /// A worker that asks for work.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -167,29 +171,37 @@ pub(super) async fn pull(
     // A door waits by the machine's time, whatever clock the platform runs on.
     let patience = tokio::time::sleep(wait);
     tokio::pin!(patience);
+    let name = |lane: &str| format!("{service}/{}@{lane}", pull.worker).chars().take(300).collect::<String>();
+    let lanes: Vec<(String, String, Vec<&str>)> = lanes
+        .iter()
+        .map(|(lane, kinds)| (lane.clone(), name(lane), kinds.iter().map(String::as_str).collect()))
+        .collect();
     let mut jobs = Vec::new();
+    let mut seen_at: Option<tokio::time::Instant> = None;
     loop {
         let mut hint = queue.db.listen(Topic::Jobs); // armed before the look
-        for (name, kinds) in &lanes {
-            let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
-            let worker = format!("{service}/{}@{name}", pull.worker);
-            let worker: String = worker.chars().take(300).collect();
-            let seen = WorkerSeen {
-                id: &worker,
-                service: Some(&service),
-                mode: "pull",
-                endpoint: None,
-                queue: name,
-                kinds: &kinds,
-                capacity: limit as i64,
-            };
+        if seen_at.is_none_or(|at| at.elapsed() >= SEEN_EVERY) {
+            seen_at = Some(tokio::time::Instant::now());
             let mut tx = queue.db.begin().await?;
-            worker_seen(&mut tx, &seen).await?;
+            for (lane, worker, kinds) in &lanes {
+                let seen = WorkerSeen {
+                    id: worker,
+                    service: Some(&service),
+                    mode: "pull",
+                    endpoint: None,
+                    queue: lane,
+                    kinds,
+                    capacity: limit as i64,
+                };
+                worker_seen(&mut tx, &seen).await?;
+            }
             tx.commit().await?;
+        }
+        for (lane, worker, kinds) in &lanes {
             let wanted = Claim {
-                queue: name,
-                kinds: &kinds,
-                worker: &worker,
+                queue: lane,
+                kinds,
+                worker,
                 lease: queue.lease,
                 longest_wait: queue.longest_wait,
                 limit: limit - jobs.len(),
@@ -202,7 +214,15 @@ pub(super) async fn pull(
         if !jobs.is_empty() || wait.is_zero() {
             break;
         }
+        let seats = queue.enqueuer.seats();
+        let mut sitting: Vec<_> =
+            lanes.iter().map(|(lane, worker, kinds)| seats.sit(lane, kinds, worker, queue.lease)).collect();
+        let seated = select_all(sitting.iter_mut().map(|sitting| Box::pin(sitting.job())));
         tokio::select! {
+            (job, ..) = seated => if let Some(job) = job {
+                jobs.push(job);
+                break;
+            },
             () = &mut patience => break,
             () = queue.stop.cancelled() => break,
             () = hint.woken() => {}

@@ -237,7 +237,7 @@ const TAKE_CHOSEN: Sql = taking!(
 
 /// A job that was taken.
 #[derive(sqlx::FromRow)]
-struct Taken {
+pub(super) struct Taken {
     #[sqlx(flatten)]
     job: Job,
     started_at: Timestamp,
@@ -245,7 +245,7 @@ struct Taken {
 }
 
 impl Taken {
-    fn job(self) -> Job {
+    pub(super) fn job(self) -> Job {
         let timeout = self.deadline_at.map(|deadline| deadline.since(self.started_at));
         Job { timeout_ms: timeout.map(|timeout| i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)), ..self.job }
     }

@@ -5,40 +5,47 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::claim::Taken;
 use crate::db::{Db, Json, Query, Result, Sql, Timestamp, Tx};
-use crate::planes::queue::job::{Enqueued, NewJob};
+use crate::planes::queue::job::{Enqueued, Job, NewJob};
+use crate::planes::queue::seats::Seat;
 use crate::sql;
 
-/// Inserts jobs ($1) at a time ($2, or when the statement runs). `conflict` says what becomes of one whose key is taken.
+/// Inserts jobs ($1) at a time ($2, or when the statement runs). `conflict` says what becomes of one whose key is taken;
+/// `columns` are given `values`, and a status other than that of the job, by what `from` joins.
 macro_rules! inserting {
     ($conflict:literal) => {
+        inserting!("", "new.status", "", "", "", $conflict, "id, idempotency_key")
+    };
+    ($columns:literal, $status:literal, $sqlite_values:literal, $postgres_values:literal, $from:literal,
+     $conflict:literal, $returning:literal) => {
         sql!(
             "INSERT INTO jobs (kind, queue, priority, status, input, input_ref, context, idempotency_key,
                  idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter, awaited, created_at,
-                 updated_at)
-             SELECT new.kind, coalesce(new.queue, tasks.queue, 'default'), coalesce(new.priority, tasks.priority, 0),
-                 new.status, coalesce(new.input, 'null'), new.input_ref, new.context, new.idempotency_key, new.idempotency_until,
-                 new.concurrency_key, new.run_at, coalesce(new.max_attempts, tasks.max_attempts, 3), new.timeout_ms,
-                 new.dead_letter, new.awaited, clock.now, clock.now
-             FROM "
-            { sqlite: "(SELECT $2 AS now) AS clock, (SELECT key AS place, value ->> 'kind' AS kind, value ->> 'queue' AS queue,
-                 value ->> 'priority' AS priority, value ->> 'status' AS status, value -> 'input' AS input,
-                 value ->> 'input_ref' AS input_ref, value -> 'context' AS context,
+                 updated_at" $columns ")
+             SELECT new.kind, coalesce(new.queue, tasks.queue, 'default'), coalesce(new.priority, tasks.priority, 0), "
+            $status ", coalesce(new.input, 'null'), new.input_ref, new.context, new.idempotency_key,
+                 new.idempotency_until, new.concurrency_key, new.run_at,
+                 coalesce(new.max_attempts, tasks.max_attempts, 3), new.timeout_ms, new.dead_letter, new.awaited,
+                 clock.now, clock.now"
+            { sqlite: $sqlite_values, postgres: $postgres_values }
+            " FROM "
+            { sqlite: "(SELECT $2 AS now) AS clock CROSS JOIN (SELECT key AS place, value ->> 'kind' AS kind,
+                 value ->> 'queue' AS queue, value ->> 'priority' AS priority, value ->> 'status' AS status,
+                 value -> 'input' AS input, value ->> 'input_ref' AS input_ref, value -> 'context' AS context,
                  value ->> 'idempotency_key' AS idempotency_key, value ->> 'idempotency_until' AS idempotency_until,
                  value ->> 'concurrency_key' AS concurrency_key, value ->> 'run_at' AS run_at,
                  value ->> 'max_attempts' AS max_attempts, value ->> 'timeout_ms' AS timeout_ms,
                  value ->> 'dead_letter' AS dead_letter, value ->> 'awaited' AS awaited
                  FROM json_each($1)) AS new",
-              postgres: "(SELECT coalesce($2, date_trunc('milliseconds', clock_timestamp())) AS now) AS clock,
+              postgres: "(SELECT coalesce($2, date_trunc('milliseconds', clock_timestamp())) AS now) AS clock CROSS JOIN
                  ROWS FROM (jsonb_to_recordset($1) AS (kind TEXT, queue TEXT, priority BIGINT, status TEXT,
                  input JSONB, input_ref TEXT, context JSONB, idempotency_key TEXT, idempotency_until TIMESTAMPTZ,
                  concurrency_key TEXT, run_at TIMESTAMPTZ, max_attempts BIGINT, timeout_ms BIGINT, dead_letter BOOLEAN,
                  awaited BOOLEAN)) WITH ORDINALITY AS new (kind, queue, priority, status, input, input_ref, context,
                  idempotency_key, idempotency_until, concurrency_key, run_at, max_attempts, timeout_ms, dead_letter,
                  awaited, place)" }
-            " LEFT JOIN tasks ON tasks.id = new.kind WHERE true ORDER BY place "
-            $conflict
-            " RETURNING id, idempotency_key"
+            " LEFT JOIN tasks ON tasks.id = new.kind " $from " WHERE true ORDER BY place " $conflict " RETURNING " $returning
         )
     };
 }
@@ -47,6 +54,34 @@ const INSERT: Sql = inserting!("");
 
 /// PostgreSQL looks into every unique index twice for this, so it is only asked where there is a key.
 const INSERT_UNLESS_THERE: Sql = inserting!("ON CONFLICT DO NOTHING");
+
+/// The same for a job that is claimed at once for a worker ($3) of a queue ($4), for so many milliseconds ($5), where no
+/// limit, pause or quarantine stands against it: as `TAKE_FREE` would do.
+const INSERT_TAKEN: Sql = inserting!(
+    ", attempt, lease, worker, started_at, code_version, deadline_at, lease_expires_at",
+    "CASE WHEN seat.taken = 1 THEN 'processing' ELSE new.status END",
+    ", coalesce(seat.taken, 0), coalesce(seat.taken, 0), CASE WHEN seat.taken = 1 THEN $3 END,
+         CASE WHEN seat.taken = 1 THEN now END, CASE WHEN seat.taken = 1 THEN tasks.code_version END,
+         CASE WHEN seat.taken = 1 THEN strftime('%Y-%m-%dT%H:%M:%fZ', now,
+             '+' || (coalesce(new.timeout_ms, tasks.timeout_ms) / 1000.0) || ' seconds') END,
+         CASE WHEN seat.taken = 1 THEN strftime('%Y-%m-%dT%H:%M:%fZ', now, '+' || (min(
+             coalesce(tasks.heartbeat_interval_ms * 2, $5),
+             coalesce(new.timeout_ms, tasks.timeout_ms, tasks.heartbeat_interval_ms * 2, $5)) / 1000.0) || ' seconds')
+         END",
+    ", coalesce(seat.taken, 0), coalesce(seat.taken, 0), CASE WHEN seat.taken = 1 THEN $3 END,
+         CASE WHEN seat.taken = 1 THEN now END, CASE WHEN seat.taken = 1 THEN tasks.code_version END,
+         CASE WHEN seat.taken = 1 THEN now + coalesce(new.timeout_ms, tasks.timeout_ms) * interval '1 millisecond' END,
+         CASE WHEN seat.taken = 1 THEN now + least(coalesce(tasks.heartbeat_interval_ms * 2, $5),
+             coalesce(new.timeout_ms, tasks.timeout_ms)) * interval '1 millisecond' END",
+    "LEFT JOIN (SELECT 1 AS taken) AS seat ON coalesce(new.queue, tasks.queue, 'default') = $4
+         AND tasks.concurrency_limit IS NULL AND tasks.rate_limit IS NULL
+         AND NOT EXISTS (SELECT 1 FROM queues WHERE name = $4
+             AND (paused OR concurrency_limit IS NOT NULL OR rate_limit IS NOT NULL))
+         AND NOT EXISTS (SELECT 1 FROM workers WHERE id = $3 AND quarantined_until > clock.now)",
+    "ON CONFLICT DO NOTHING",
+    "id, kind, queue, input, input_ref, context, attempt, max_attempts, lease, timeout_ms, code_version, awaited,
+     created_at, coalesce(started_at, created_at) AS started_at, deadline_at"
+);
 
 /// A job as the statement reads it.
 #[derive(Serialize)]
@@ -136,6 +171,29 @@ pub(in crate::planes::queue) async fn enqueue_at_once(db: &Db, jobs: &[NewJob]) 
 /// Whether a job's row depends on the time before it is written.
 fn needs_time(jobs: &[NewJob]) -> bool {
     jobs.iter().any(|job| job.run_at.is_some() || job.idempotency_ttl.is_some())
+}
+
+/// Enqueues a job by one statement that is its own transaction, and claims it by the same for who waits in a seat, if it
+/// may. None where its key is taken.
+pub(in crate::planes::queue) async fn enqueue_taken(
+    db: &Db,
+    job: &NewJob,
+    seat: &Seat,
+) -> Result<Option<(Enqueued, Option<Job>)>> {
+    let now = if needs_time(std::slice::from_ref(job)) { Some(db.now().await?) } else { db.known_now() };
+    let inserted: Option<Taken> = db
+        .write_kept(INSERT_TAKEN)
+        .bind(Json([NewRow::of(job, now)]))
+        .bind(now)
+        .bind(seat.worker.clone())
+        .bind(seat.queue.clone())
+        .bind(i64::try_from(seat.lease.as_millis()).unwrap_or(i64::MAX))
+        .optional()
+        .await?;
+    Ok(inserted.map(|inserted| {
+        let job = inserted.job();
+        (Enqueued { id: job.id, created: true }, (job.lease > 0).then_some(job))
+    }))
 }
 
 /// The key was held by a job that ended while this transaction looked: a matter of trying again.

@@ -4,6 +4,8 @@ mod ending;
 mod enqueueing;
 mod letters;
 mod limiting;
+mod seating;
+mod sending;
 mod working;
 
 use std::sync::Arc;

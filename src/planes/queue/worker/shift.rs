@@ -21,6 +21,7 @@ use super::Worker;
 use super::settle::{End, Ended};
 use crate::db::{Listener, Result, Topic};
 use crate::planes::queue::job::{Hold, Job};
+use crate::planes::queue::seats::Sitting;
 use crate::planes::queue::store::claim::{Outlook, millis};
 use crate::planes::queue::store::finish;
 use crate::planes::queue::store::registry::{self, Outcomes, WorkerSeen};
@@ -61,6 +62,8 @@ pub(super) struct Shift {
     buffer: VecDeque<Job>,
     ended: Vec<Ended>,
     claiming: Beside<(usize, Claimed)>,
+    /// Where it idles, it waits in a seat too.
+    sitting: Option<Sitting>,
     settling: Beside<()>,
     /// Leases are renewed, and it is told how tries ended; what could not be told comes back.
     duty: Beside<Outcomes>,
@@ -89,6 +92,7 @@ impl Shift {
             buffer: VecDeque::new(),
             ended: Vec::new(),
             claiming: None,
+            sitting: None,
             settling: None,
             duty: None,
             settling_holds: Vec::new(),
@@ -114,12 +118,18 @@ impl Shift {
             }
             self.start_settling();
             self.start_claiming(&mut hint);
+            self.sit_or_leave();
             let next_duty = self.next_duty();
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(ended) = self.tasks.join_next_with_id() => self.note_ended(ended),
                 () = beside(&mut self.settling) => self.settled(),
                 (room, claimed) = beside(&mut self.claiming) => self.take(room, claimed),
+                job = seated(&mut self.sitting) => {
+                    self.sitting = None;
+                    self.look |= job.is_none();
+                    self.buffer.extend(job);
+                }
                 // One that is wanted already waits for a place or for the last one to end, not for time.
                 () = hint.woken(), if !self.hinted => (self.look, self.hinted) = (true, true),
                 () = clock.sleep(self.look_at.saturating_sub(clock.elapsed())), if !self.look => self.look = true,
@@ -133,6 +143,7 @@ impl Shift {
 
     async fn drain(&mut self) {
         let clock = self.worker.clock.clone();
+        self.sitting = None;
         while self.claiming.is_some() || self.settling.is_some() || self.duty.is_some() {
             tokio::select! {
                 (_, claimed) = beside(&mut self.claiming) => {
@@ -216,6 +227,17 @@ impl Shift {
         self.look_at = self.looked_at + options.poll_interval;
         let look = async move { (room, worker.claim(room).await.map(|(outlook, jobs)| (Some(outlook), jobs))) };
         self.claiming = Some(Box::pin(look));
+    }
+
+    /// Takes a seat while there is nothing to claim and room for a job; else it would be given what others wait for.
+    fn sit_or_leave(&mut self) {
+        let Worker { options, kinds, seats: Some(seats), .. } = &*self.worker else { return };
+        let room = self.running.len() < options.max_concurrency;
+        if self.look || self.claiming.is_some() || !self.buffer.is_empty() || !room {
+            self.sitting = None;
+        } else if self.sitting.is_none() {
+            self.sitting = Some(seats.sit(options.queue, kinds, &options.name, options.lease));
+        }
     }
 
     fn take(&mut self, room: usize, claimed: Claimed) {
@@ -362,6 +384,14 @@ impl Shift {
                 tracing::warn!(%cause, jobs = held.len(), "jobs could not be given back; their leases will lapse");
             }
         }
+    }
+}
+
+/// Waits for the job of a seat; for ever where nobody sits.
+async fn seated(sitting: &mut Option<Sitting>) -> Option<Job> {
+    match sitting {
+        Some(sitting) => sitting.job().await,
+        None => std::future::pending().await,
     }
 }
 
