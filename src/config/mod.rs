@@ -125,7 +125,7 @@ pub struct Governors {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Queue {
-    /// Jobs that run at once.
+    /// Jobs that run at once here, and runs that an endpoint is given at once; who pulls takes what it asks for.
     pub max_concurrency: usize,
     /// Milliseconds between looks at the queue when nothing wakes it.
     pub poll_interval_ms: u64,

@@ -301,6 +301,13 @@ impl Tx {
         Ok(now)
     }
 
+    /// The database's time came with another answer: it need not be asked for.
+    pub fn learn_now(&mut self, now: Timestamp) {
+        if self.known_now().is_none() {
+            self.now = Some(now);
+        }
+    }
+
     /// The same, where it can be had without asking; see [`Db::known_now`].
     pub fn known_now(&mut self) -> Option<Timestamp> {
         self.now = self.now.or_else(|| self.clock.as_ref().map(|clock| Timestamp::new(clock.now())));

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::entry::{Entry, StoredEntry};
 use crate::actor::Actor;
-use crate::db::{Db, Dialect, Result, Sql, Tx};
+use crate::db::{Db, Dialect, Result, Sql, Timestamp, Tx};
 use crate::sql;
 
 /// Entries that one transaction of retention takes away: others write to the ledger in between.
@@ -19,7 +19,6 @@ pub async fn append(tx: &mut Tx, entries: &[Entry]) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
-    let now = tx.now().await?;
     // A row that somebody else wrote behind the end is stepped over; `verify` names it.
     let (mut id, mut hash): (i64, String) = match tx.dialect() {
         Dialect::Sqlite => {
@@ -32,12 +31,16 @@ pub async fn append(tx: &mut Tx, entries: &[Entry]) -> Result<()> {
         }
         // Two statements: the second one sees what was committed while the first waited for the row.
         Dialect::Postgres => {
-            let (id, hash): (i64, String) =
-                tx.query("SELECT entry_id, hash FROM ledger_head WHERE id = 1 FOR UPDATE").one().await?;
+            let (id, hash, now): (i64, String, Timestamp) = tx
+                .query("SELECT entry_id, hash, clock_timestamp() FROM ledger_head WHERE id = 1 FOR UPDATE")
+                .one()
+                .await?;
+            tx.learn_now(now);
             let (last,): (i64,) = tx.query("SELECT coalesce(MAX(id), 0) FROM ledger_entries").one().await?;
             (id.max(last), hash)
         }
     };
+    let now = tx.now().await?;
     for pair in entries.chunks(2) {
         let mut chained = Vec::with_capacity(pair.len());
         for entry in pair {

@@ -26,11 +26,20 @@ pub struct Registration {
     /// The worker's service.
     pub iss: String,
     /// When it was signed, Unix seconds.
+    #[serde(deserialize_with = "whole_seconds")]
     pub iat: i64,
     /// When it is over, Unix seconds: at most five minutes later.
+    #[serde(deserialize_with = "whole_seconds")]
     pub exp: i64,
     /// Different in each token.
     pub jti: String,
+}
+
+/// A NumericDate may have a fraction (RFC 7519, 2); seconds are exact enough.
+fn whole_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let seconds = number.as_i64().or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64)); // `as` saturates
+    seconds.ok_or_else(|| serde::de::Error::custom("no number of seconds"))
 }
 
 /// Why a token is not taken.
@@ -147,6 +156,8 @@ fn verify(key: &[u8], token: &str) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn key() -> SecretKey {
@@ -185,6 +196,15 @@ mod tests {
             let refused = key().check(&key().sign(&bad), now()).expect_err(says).to_string();
             assert!(refused.contains(says), "{says}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_time_may_have_a_fraction() {
+        let claims = json!({ "iss": "w", "iat": 1_700_000_000.75, "exp": 1_700_000_060.25, "jti": "j" });
+        let registration: Registration = serde_json::from_value(claims).expect("taken");
+        assert_eq!((registration.iat, registration.exp), (1_700_000_000, 1_700_000_060));
+        let text = json!({ "iss": "w", "iat": "1700000000", "exp": 1_700_000_060, "jti": "j" });
+        assert!(serde_json::from_value::<Registration>(text).is_err());
     }
 
     #[test]

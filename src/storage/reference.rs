@@ -56,6 +56,17 @@ impl Stores {
         Ok(serde_json::json!({ "$storage": reference }))
     }
 
+    /// How many bytes lie where a reference points; None where nothing does.
+    pub async fn size_of(&self, reference: &Reference) -> Result<Option<u64>, Error> {
+        let store = self.get(Some(&reference.backend))?;
+        match tokio::time::timeout(PATIENCE, store.head(&key_of(&reference.key)?)).await {
+            Err(_) => Err(store.silent()),
+            Ok(Ok(meta)) => Ok(Some(meta.size)),
+            Ok(Err(Error::NotFound { .. })) => Ok(None),
+            Ok(Err(cause)) => Err(cause),
+        }
+    }
+
     /// The value behind a reference, checked against its size and digest; every other value is given back as it is.
     pub async fn resolve(&self, value: Value) -> Result<Value, Error> {
         if !is_reference(&value) {

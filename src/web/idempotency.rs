@@ -29,6 +29,11 @@ const LONGEST: usize = 255;
 pub struct IdempotencyKey(Option<String>);
 
 impl IdempotencyKey {
+    /// The key, for who keeps it with what it makes.
+    pub fn text(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+
     /// Whether the client sent one.
     pub fn is_given(&self) -> bool {
         self.0.is_some()

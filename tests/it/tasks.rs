@@ -247,6 +247,77 @@ on_both! {
         assert_eq!(world.post("/api/queue/task", &stolen).await.0, 422, "nobody reads what another put there");
     }
 
+    async fn a_task_is_taken_from_whichever_queue_it_lies_in(world) {
+        world.config.secret_key = KEY.into();
+        world.start_still().await;
+        world.post("/api/queue/task", &json!({ "taskId": "render", "input": 1 })).await; // before anybody said where
+        let docs = json!({ "tasks": [{ "id": "render", "queue": "docs" }] });
+        assert_eq!(register(&world, "1", &docs).await.0, 200);
+        world.post("/api/queue/task", &json!({ "taskId": "render", "input": 2 })).await;
+        world.post("/api/queue/task", &json!({ "taskId": "render", "input": 3, "queue": "night", "concurrencyKey": "k" })).await;
+        register(&world, "2", &json!({ "tasks": [{ "id": "render", "queue": "elsewhere" }] })).await;
+        let mut inputs = Vec::new();
+        for jti in ["3", "4", "5"] {
+            inputs.push(pull(&world, jti).await["input"].clone());
+        }
+        inputs.sort_by_key(Value::to_string);
+        assert_eq!(inputs, [1, 2, 3]);
+        world.post("/api/queue/task", &json!({ "taskId": "other", "queue": "night" })).await;
+        assert_eq!(pull(&world, "6").await, Value::Null, "it is nobody else's task");
+    }
+
+    async fn a_try_that_fell_silent_costs_the_task_its_wait(world) {
+        world.config.secret_key = KEY.into();
+        world.start_still().await;
+        let task = json!({ "id": "render", "heartbeatIntervalMs": 500, "retryBackoff": "fixed", "retryDelayMs": 3000 });
+        register(&world, "1", &json!({ "tasks": [task] })).await;
+        world.post("/api/queue/task", &json!({ "taskId": "render" })).await;
+        assert_eq!(pull(&world, "2").await["attempt"], 1);
+        world.clock.advance(Duration::from_secs(2));
+        assert_eq!(pull(&world, "3").await, Value::Null, "it has lapsed, and waits");
+        world.clock.advance(Duration::from_millis(2_900));
+        assert_eq!(pull(&world, "4").await, Value::Null);
+        world.clock.advance(Duration::from_millis(200));
+        let second = pull(&world, "5").await;
+        assert_eq!(second["attempt"], 2);
+        assert_eq!(call_back(&world, &second, &json!({ "lease": second["lease"], "status": "failed" })).await.0, 200);
+        world.clock.advance(Duration::from_millis(2_999));
+        assert_eq!(pull(&world, "6").await, Value::Null, "chance takes nothing off a fixed wait");
+        world.clock.advance(Duration::from_millis(1));
+        assert_eq!(pull(&world, "7").await["attempt"], 3);
+    }
+
+    async fn a_request_that_contradicts_itself_is_refused(world) {
+        world.config.secret_key = KEY.into();
+        world.start_still().await;
+        let twice = json!({ "tasks": [{ "id": "render" }, { "id": "render" }] });
+        let (status, problem) = register(&world, "1", &twice).await;
+        assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("tasks[1].id")), "{problem}");
+
+        assert_eq!(world.post("/api/queue/task", &json!({ "taskId": "render", "idempotencyKey": "once" })).await.0, 201);
+        let (status, problem) = world.post("/api/queue/task", &json!({ "taskId": "mail", "idempotencyKey": "once" })).await;
+        assert_eq!(status, 409, "{problem}");
+        assert!(problem["detail"].as_str().is_some_and(|why| why.contains("of the task `render`")), "{problem}");
+        let batch = json!({ "tasks": [{ "taskId": "mail" }, { "taskId": "mail", "idempotencyKey": "once" }] });
+        assert_eq!(world.post("/api/queue/batch", &batch).await.0, 409);
+        assert_eq!(world.number("SELECT COUNT(*) FROM jobs").await, 1, "all or none");
+    }
+
+    async fn a_result_in_storage_must_be_there(world) {
+        world.config.secret_key = KEY.into();
+        world.start_still().await;
+        register(&world, "1", &render()).await;
+        world.post("/api/queue/task", &json!({ "taskId": "render" })).await;
+        let run = pull(&world, "2").await;
+        let key = format!("results/task-run-{}/r.json", run["runId"]);
+        let named = json!({ "$storage": { "backend": "local", "key": key, "size": 1, "sha256": "a".repeat(64) } });
+        let said = json!({ "lease": run["lease"], "status": "completed", "result": named });
+        let (status, problem) = call_back(&world, &run, &said).await;
+        assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("result")), "{problem}");
+        let good = json!({ "lease": run["lease"], "status": "completed", "result": 1 });
+        assert_eq!(call_back(&world, &run, &good).await.0, 200, "nothing was changed");
+    }
+
     async fn serverless_work_is_done_when_it_is_asked_for(world) {
         world.config.mode = Mode::Serverless;
         world.start().await;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
@@ -46,7 +46,8 @@ async fn accept(State((crew, held)): State<(Arc<Crew>, Arc<Held>)>, Json(run): J
         return (StatusCode::NOT_FOUND, "this worker does not run that task\n").into_response();
     }
     let Some(place) = crew.place() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "no room now\n").into_response();
+        // When there will be room depends on what runs: it is asked again soon.
+        return (StatusCode::SERVICE_UNAVAILABLE, "no room now\n").into_response();
     };
     if held.hold(&run) {
         let (id, lease) = (run.run_id, run.lease);

@@ -53,9 +53,27 @@ pub enum RunEvent {
     Retried,
 }
 
+impl std::fmt::Display for RunEvent {
+    /// Behind "a run cannot".
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Claimed => "be taken by an engine",
+            Self::Released => "be given back",
+            Self::Parked => "wait",
+            Self::Woken => "go on",
+            Self::Paused => "be paused",
+            Self::Resumed => "be resumed",
+            Self::Completed => "complete",
+            Self::Failed => "fail",
+            Self::Cancelled => "be cancelled",
+            Self::Retried => "be tried again",
+        })
+    }
+}
+
 /// A pair of status and event that makes no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a run that is {status} cannot take {event:?}")]
+#[error("a run that is {status} cannot {event}")]
 pub struct IllegalTransition {
     pub status: RunStatus,
     pub event: RunEvent,

@@ -21,6 +21,7 @@ use super::run::{End, TaskCall, Waits};
 use crate::db::{Db, Json, Result, Timestamp, Tx};
 use crate::planes::queue::{self, NewJob};
 use crate::sql;
+use crate::storage::is_reference;
 
 /// Runs that one statement of upkeep touches at most.
 const BATCH: i64 = 1_000;
@@ -303,6 +304,7 @@ pub(super) async fn enqueue_task(tx: &mut Tx, run: i64, task: &TaskCall) -> Resu
     let mut job = NewJob::new(task.task.id.clone());
     job.queue = task.task.queue.clone().map(Cow::Owned);
     job.priority = task.task.priority;
+    job.input_ref = is_reference(&task.input).then(|| task.input["$storage"].to_string());
     job.input = task.input.clone();
     job.context = Some(json!({ "run": run, "step": task.step }));
     job.idempotency_key = Some(task.key.clone());

@@ -6,10 +6,11 @@
 //! while; one whose answer is lost may have begun, so its lease decides.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use reqwest::header::RETRY_AFTER;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -18,8 +19,8 @@ use utoipa::ToSchema;
 
 use super::plane::TaskQueue;
 use super::{
-    Again, Claim, Hold, Job, Outcomes, WorkerSeen, claim, fail, give_back, held_by, look, note_outcomes, services,
-    task, tasks, worker_seen,
+    Again, Claim, Hold, Job, Outcomes, WorkerSeen, claim, fail, give_back, held_by, lanes, look, note_outcomes,
+    services, task, worker_seen,
 };
 use crate::backoff;
 use crate::db::{Db, Result, Topic};
@@ -114,47 +115,66 @@ impl Lane {
 enum Answer {
     /// It accepted the run, or may have.
     Taken,
-    /// It has no room now.
-    Busy,
+    /// It has no room now, and may have said for how long.
+    Busy(Option<Duration>),
     /// Nobody is there.
     Away,
     Refused,
 }
 
 /// How long a service that is not there is left alone, doubled each time.
-const REST_BASE: Duration = Duration::from_millis(500);
-const REST_CAP: Duration = Duration::from_secs(15);
+const AWAY_BASE: Duration = Duration::from_millis(500);
+const AWAY_CAP: Duration = Duration::from_secs(15);
+/// The same for one that has no room and does not say for how long: most runs are short.
+const BUSY_BASE: Duration = Duration::from_millis(50);
+const BUSY_CAP: Duration = Duration::from_secs(1);
+/// No service is left alone for longer because it says so.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// Sends tasks to the services that have an endpoint.
 pub struct Dispatcher {
     queue: Arc<TaskQueue>,
-    /// Those that were not there: how often in a row, and until when they are left alone.
-    away: Mutex<HashMap<String, (u32, Duration)>>,
+    /// Those that took nothing: how often in a row, and until when they are left alone.
+    resting: Mutex<HashMap<String, (u32, Duration)>>,
 }
 
 impl Dispatcher {
     pub fn new(queue: Arc<TaskQueue>) -> Self {
-        Self { queue, away: Mutex::default() }
+        Self { queue, resting: Mutex::default() }
+    }
+
+    fn resting(&self) -> MutexGuard<'_, HashMap<String, (u32, Duration)>> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an endpoint is left alone for now.
     fn rests(&self, endpoint: &str) -> bool {
-        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        away.get(endpoint).is_some_and(|(_, until)| self.queue.clock.elapsed() < *until)
+        self.resting().get(endpoint).is_some_and(|(_, until)| self.queue.clock.elapsed() < *until)
     }
 
-    /// Notes whether an endpoint was there.
-    fn note(&self, lane: &Lane, is_there: bool) {
+    /// How long until the next endpoint may be called again, if that is sooner than the next look.
+    fn next_look(&self) -> Duration {
+        let now = self.queue.clock.elapsed();
+        let ends = self.resting().values().map(|(_, until)| *until).filter(|until| *until > now).min();
+        ends.map_or(self.queue.poll_interval, |end| self.queue.poll_interval.min(end - now))
+    }
+
+    /// Notes what an endpoint made of the last call.
+    fn note(&self, lane: &Lane, answer: Answer) {
         let endpoint = lane.endpoint.as_str();
-        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_there {
-            away.remove(endpoint);
-            return;
-        }
-        let times = away.get(endpoint).map_or(1, |(times, _)| times.saturating_add(1));
-        let rest = backoff::exponential(REST_BASE, REST_CAP, times, &self.queue.random);
-        away.insert(endpoint.to_owned(), (times, self.queue.clock.elapsed() + rest));
-        if times == 1 {
+        let mut resting = self.resting();
+        let times = resting.get(endpoint).map_or(1, |(times, _)| times.saturating_add(1));
+        let rest = match answer {
+            Answer::Taken | Answer::Refused => {
+                resting.remove(endpoint);
+                return;
+            }
+            Answer::Busy(Some(rest)) => rest.min(LONGEST_REST),
+            Answer::Busy(None) => backoff::exponential(BUSY_BASE, BUSY_CAP, times, &self.queue.random),
+            Answer::Away => backoff::exponential(AWAY_BASE, AWAY_CAP, times, &self.queue.random),
+        };
+        resting.insert(endpoint.to_owned(), (times, self.queue.clock.elapsed() + rest));
+        if answer == Answer::Away && times == 1 {
             tracing::warn!(service = lane.service, "the service's endpoint cannot be reached; its tasks wait");
         }
     }
@@ -193,7 +213,7 @@ impl Dispatcher {
                         Err(_) => busy.clear(), // a panic: nobody knows whose it was, and the claims fence doubles
                     },
                     () = hint.woken() => break,
-                    () = queue.clock.sleep(queue.poll_interval) => break,
+                    () = queue.clock.sleep(this.next_look()) => break,
                 }
             }
         }
@@ -218,21 +238,23 @@ impl Dispatcher {
     }
 
     async fn lanes(&self) -> Result<Vec<Lane>> {
-        let mut lanes = Vec::new();
-        for service in services(&self.queue.db).await? {
-            let Some(endpoint) = service.endpoint.filter(|endpoint| !self.rests(endpoint)) else { continue };
-            let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
-            for task in tasks(&self.queue.db, Some(&service.id)).await? {
-                kinds.entry(task.queue).or_default().push(task.id);
+        let db = &self.queue.db;
+        let endpoints: HashMap<String, String> = services(db)
+            .await?
+            .into_iter()
+            .filter_map(|service| Some((service.id, service.endpoint.filter(|endpoint| !self.rests(endpoint))?)))
+            .collect();
+        let mut by_queue: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+        if !endpoints.is_empty() {
+            for lane in lanes(db, None).await? {
+                by_queue.entry((lane.service, lane.queue)).or_default().push(lane.task);
             }
-            lanes.extend(kinds.into_iter().map(|(queue, kinds)| Lane {
-                service: service.id.clone(),
-                endpoint: endpoint.clone(),
-                queue,
-                kinds,
-            }));
         }
-        Ok(lanes)
+        let lane = |((service, queue), kinds): ((String, String), Vec<String>)| {
+            let endpoint = endpoints.get(&service)?.clone();
+            Some(Lane { service, endpoint, queue, kinds })
+        };
+        Ok(by_queue.into_iter().filter_map(lane).collect())
     }
 
     /// Claims for one service and calls it, until nothing is left or it has as much as it may.
@@ -267,10 +289,10 @@ impl Dispatcher {
                 tx.commit().await?;
             }
             accepted += taken;
-            let is_away = answers.contains(&Answer::Away);
-            self.note(lane, !is_away);
-            if is_away || answers.contains(&Answer::Busy) {
-                return Ok(accepted); // the next look comes soon enough
+            let rests = answers.iter().find(|answer| matches!(answer, Answer::Away | Answer::Busy(_)));
+            self.note(lane, rests.copied().unwrap_or(Answer::Taken));
+            if rests.is_some() {
+                return Ok(accepted);
             }
         }
     }
@@ -287,7 +309,8 @@ impl Dispatcher {
         match self.queue.client.post(&lane.endpoint).json(&assignment).send().await {
             Ok(response) if response.status().is_success() => Ok(Answer::Taken),
             Ok(response) if matches!(response.status().as_u16(), 429 | 503) => {
-                self.given_back(hold, Answer::Busy).await
+                let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                self.given_back(hold, Answer::Busy(seconds.map(Duration::from_secs))).await
             }
             Ok(response) => self.refused(lane, hold, &format!("the worker refused it: {}", response.status())).await,
             Err(error) if error.is_connect() => self.given_back(hold, Answer::Away).await,

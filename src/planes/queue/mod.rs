@@ -62,8 +62,8 @@ pub use store::queues::{QueueState, limit_queue, pause, queues, resume};
 pub use store::read::{JobFilter, QueueCounts, attempts, counts, ended, get, list, why_waiting};
 pub use store::registry::{
     CodeChange, Outcomes, Registration, Service, Task, TaskRegistration, TaskSettings, TaskVersion, WorkerRecord,
-    WorkerSeen, forget_workers, held_by, holder_seen, note_outcomes, quarantine, register, service, services, set_task,
-    task, task_history, tasks, worker_gone, worker_seen, workers,
+    WorkerSeen, forget_workers, held_by, holder_seen, lanes, note_outcomes, quarantine, register, service, services,
+    set_task, task, task_history, tasks, worker_gone, worker_seen, workers,
 };
 pub use store::watch::{FIGURES, Figures};
 pub use worker::{Handler, Outcome, Worker, WorkerOptions};

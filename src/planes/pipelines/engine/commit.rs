@@ -70,9 +70,10 @@ impl Worker {
         &self,
         hold: Hold,
         depth: i64,
-        batch: Batch,
+        mut batch: Batch,
         calls: &mut JoinSet<(Key, Result<Value, String>)>,
     ) -> db::Result<Committed> {
+        self.put_large_inputs_away(&mut batch).await;
         let inside = batch.effects.iter().any(|(_, _, effect)| !matches!(effect, Effect::Call(_) | Effect::Copy(_)));
         let mut begun = Vec::new();
         let mut tries = 0;
@@ -109,6 +110,19 @@ impl Worker {
             }
         }
         Ok(Committed::Held(begun))
+    }
+
+    /// What tasks are given is kept in storage where it is large, as what clients enqueue is. Where storage does not take
+    /// it, it goes with the task.
+    async fn put_large_inputs_away(&self, batch: &mut Batch) {
+        let Some(stores) = self.pipelines.stores.get() else { return };
+        for (_, _, effect) in &mut batch.effects {
+            let Effect::Task(task) = effect else { continue };
+            match stores.put_json_if_large(None, "inputs", task.input.clone()).await {
+                Ok(input) => task.input = input,
+                Err(cause) => tracing::warn!(%cause, task = task.task.id, "storage does not take a task's input"),
+            }
+        }
     }
 
     /// The same in a transaction, for what must happen together with the rows.

@@ -15,8 +15,9 @@ use crate::panic::caught;
 use crate::planes::pipelines::Pipelines;
 use crate::planes::pipelines::message::{Asked, Assignment, EngineStatus, Inbound, Outbound, Work};
 use crate::planes::pipelines::model::RunStatus;
-use crate::planes::pipelines::run::{Batch, End, Key, Running, Waits};
+use crate::planes::pipelines::run::{Batch, End, Key, MAX_RESULT, Running, Waits};
 use crate::planes::pipelines::store::{self, Hold};
+use crate::storage::is_reference;
 
 /// How long an engine keeps a run that only waits; after that the run waits without an engine.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -238,6 +239,10 @@ impl Worker {
                 let ended = store::ended(&self.pipelines.db, &waits).await?;
                 let mut any = false;
                 for (waits, outcome) in ended {
+                    let outcome = match outcome {
+                        Ok(result) => Ok(self.fetched(result).await),
+                        failed => failed,
+                    };
                     for (key, _) in awaited.iter().filter(|(_, other)| *other == waits) {
                         run.answer(*key, outcome.clone(), now, &random);
                         any = true;
@@ -270,6 +275,21 @@ impl Worker {
                 () = jobs.woken(), if !awaited.is_empty() => {}
                 () = runs.woken(), if !awaited.is_empty() => {}
                 () = clock.sleep(sleep.max(Duration::from_millis(1))) => {}
+            }
+        }
+    }
+
+    /// A task's result that lies in storage, where a step may have it; a larger one is passed on by its name.
+    async fn fetched(&self, result: Value) -> Value {
+        let is_small = || result["$storage"]["size"].as_u64().is_some_and(|size| size <= MAX_RESULT as u64);
+        let Some(stores) = self.pipelines.stores.get().filter(|_| is_reference(&result) && is_small()) else {
+            return result;
+        };
+        match stores.resolve(result.clone()).await {
+            Ok(fetched) => fetched,
+            Err(cause) => {
+                tracing::warn!(%cause, "a task's result cannot be read from storage; its name is passed on");
+                result
             }
         }
     }

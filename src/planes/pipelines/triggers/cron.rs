@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use chrono::TimeDelta;
+use chrono::{SubsecRound, TimeDelta};
 use chrono_tz::Tz;
 use croner::parser::{CronParser, Seconds, Year};
 use serde::{Deserialize, Serialize};
@@ -66,7 +66,8 @@ impl Trigger for Cron {
     }
     fn due_after(&self, at: Timestamp) -> Option<Timestamp> {
         let (schedule, zone) = self.read().ok()?;
-        let mut from = at.utc();
+        // Due times are whole seconds, whatever they are counted from.
+        let mut from = at.utc().trunc_subsecs(0);
         // The local clock goes back once a year; what comes is looked for until it lies ahead.
         for _ in 0..4 {
             let next = schedule.find_next_occurrence(&from.with_timezone(&zone), false).ok()?;
@@ -111,6 +112,14 @@ mod tests {
         let first = daily.due_after(time("2026-10-24T12:00:00Z")).expect("a time");
         let second = daily.due_after(first).expect("a time");
         assert_eq!(second.since(first).as_secs() / 3600, 25 - u64::from(first == time("2026-10-25T01:30:00Z")));
+    }
+
+    #[test]
+    fn due_times_are_whole_seconds() {
+        let often = cron("*/30 * * * * *", "UTC");
+        assert_eq!(often.due_after(time("2026-11-28T07:08:22.533Z")), Some(time("2026-11-28T07:08:30Z")));
+        assert_eq!(often.due_after(time("2026-11-28T07:08:30Z")), Some(time("2026-11-28T07:09:00Z")));
+        assert_eq!(often.due_after(time("2026-11-28T07:08:29.999Z")), Some(time("2026-11-28T07:08:30Z")));
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub struct Http {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_sha256: Option<String>,
     /// The name of the environment variable with the secret by which requests are signed (Standard Webhooks: the
-    /// headers `webhook-id`, `webhook-timestamp` and `webhook-signature`).
+    /// headers `webhook-id`, `webhook-timestamp` and `webhook-signature`). It begins with `TRIGGER_`; the secret is
+    /// `whsec_` and base64, or any other text as it stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_variable: Option<String>,
 }
@@ -83,7 +84,16 @@ fn signed(variable: &str, knock: &Knock<'_>) -> Result<(), String> {
     if secret.len() < MIN_SECRET {
         return Err(format!("the variable {variable} holds no secret of at least {MIN_SECRET} characters"));
     }
-    verify(secret.as_bytes(), knock)
+    let key = key_of(&secret).ok_or_else(|| format!("the variable {variable} holds no base64 behind whsec_"))?;
+    verify(&key, knock)
+}
+
+/// The key behind a secret: by Standard Webhooks in base64 behind `whsec_`; any other text is the key itself.
+fn key_of(secret: &str) -> Option<Vec<u8>> {
+    match secret.strip_prefix("whsec_") {
+        Some(encoded) => STANDARD.decode(encoded).ok(),
+        None => Some(secret.as_bytes().to_vec()),
+    }
 }
 
 fn verify(secret: &[u8], knock: &Knock<'_>) -> Result<(), String> {
@@ -115,6 +125,23 @@ mod tests {
         for token in [None, Some("open"), Some("")] {
             assert!(http.opens(&Knock { token, ..Knock::default() }).is_err());
         }
+    }
+
+    /// The example of the specification.
+    #[test]
+    fn a_signature_of_standard_webhooks_fits() {
+        let key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a key");
+        let knock = Knock {
+            token: None,
+            id: Some("msg_p5jXN8AQM9LWM0D4loKWxJek"),
+            timestamp: Some("1614265330"),
+            signature: Some("v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+            body: br#"{"test": 2432232314}"#,
+            now: 1_614_265_330,
+        };
+        assert_eq!(verify(&key, &knock), Ok(()));
+        assert_eq!(key_of("whsec_***"), None);
+        assert_eq!(key_of("any text"), Some(b"any text".to_vec()));
     }
 
     #[test]

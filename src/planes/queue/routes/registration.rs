@@ -1,5 +1,6 @@
 //! `/api/register`: a service says what it runs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -65,6 +66,10 @@ pub struct NewServiceTask {
     /// A second unless given.
     #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
     pub retry_delay_ms: Option<i64>,
+    /// The part of a wait that chance takes off, so that many failures do not return at once: 0.5 unless given where
+    /// waits grow exponentially, else 0.
+    #[schema(minimum = 0, maximum = 1)]
+    pub retry_jitter: Option<f64>,
     /// `MAX_RETRY_DELAY_MS` unless given.
     #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
     pub max_retry_delay_ms: Option<i64>,
@@ -114,6 +119,9 @@ impl NewServiceTask {
         checks.range("timeoutMs", self.timeout_ms, (1, YEAR_MS));
         checks.range("maxAttempts", self.max_attempts, ATTEMPTS);
         checks.range("retryDelayMs", self.retry_delay_ms, (0, YEAR_MS));
+        if self.retry_jitter.is_some_and(|jitter| !(0.0..=1.0).contains(&jitter)) {
+            checks.refuse("retryJitter", "takes a number from 0 to 1");
+        }
         checks.range("maxRetryDelayMs", self.max_retry_delay_ms, (0, YEAR_MS));
         checks.range("concurrencyLimit", self.concurrency_limit, (0, 1_000_000));
         checks.range("keyConcurrencyLimit", self.key_concurrency_limit, (1, 1_000_000));
@@ -124,6 +132,8 @@ impl NewServiceTask {
 
     fn registration(self) -> TaskRegistration {
         let usual = TaskSettings::default();
+        let retry_backoff = self.retry_backoff.unwrap_or(usual.retry_backoff);
+        let usual_jitter = if retry_backoff == Growth::Exponential { usual.retry_jitter } else { 0.0 };
         TaskRegistration {
             id: self.id,
             code_hash: self.code_hash.map(|hash| hash.to_ascii_lowercase()),
@@ -133,9 +143,9 @@ impl NewServiceTask {
                 heartbeat_interval_ms: self.heartbeat_interval_ms,
                 timeout_ms: self.timeout_ms,
                 max_attempts: self.max_attempts.unwrap_or(usual.max_attempts),
-                retry_backoff: self.retry_backoff.unwrap_or(usual.retry_backoff),
+                retry_backoff,
                 retry_delay_ms: self.retry_delay_ms.unwrap_or(usual.retry_delay_ms),
-                retry_jitter: usual.retry_jitter,
+                retry_jitter: self.retry_jitter.unwrap_or(usual_jitter),
                 max_retry_delay_ms: self.max_retry_delay_ms,
                 concurrency_limit: self.concurrency_limit,
                 key_concurrency_limit: self.key_concurrency_limit,
@@ -174,9 +184,13 @@ pub(super) async fn register_service(
     if !(1..=MOST_TASKS).contains(&service.tasks.len()) {
         checks.refuse("tasks", format!("takes 1 to {MOST_TASKS} tasks"));
     }
+    let mut ids = HashSet::new();
     for (place, task) in service.tasks.iter().enumerate().take(MOST_TASKS) {
         checks.within = format!("tasks[{place}].");
         task.check(&mut checks);
+        if !ids.insert(&task.id) {
+            checks.refuse("id", "is the id of a task before it");
+        }
     }
     checks.done()?;
     let id = admitted(&queue, &headers).await?;

@@ -15,7 +15,7 @@ use crate::db::{Timestamp, Topic};
 use crate::planes::queue::{NewJob, TaskQueue, enqueue_many};
 use crate::problem::Problem;
 use crate::storage::is_reference;
-use crate::web::Body;
+use crate::web::{Body, IdempotencyKey};
 
 /// Tasks of one batch: one transaction that holds the write lock for less than a second.
 const LARGEST_BATCH: usize = 10_000;
@@ -145,14 +145,23 @@ fn millis(milliseconds: i64) -> Duration {
 
 /// Enqueues a task. 200 where the idempotency key had given it before.
 #[utoipa::path(post, path = "/api/queue/task", operation_id = "queueTask", tag = "queue", request_body = NewTask,
+    params(("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "As `idempotencyKey`, which it stands for")),
     responses((status = 201, description = "Enqueued", body = EnqueuedTask),
               (status = 200, description = "It was enqueued before, under the same key", body = EnqueuedTask),
               (status = 502, description = "Storage does not take the input", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn enqueue_one(
     State(queue): State<Arc<TaskQueue>>,
-    Body(task): Body<NewTask>,
+    key: IdempotencyKey,
+    Body(mut task): Body<NewTask>,
 ) -> Result<(StatusCode, Json<EnqueuedTask>), Problem> {
     let mut checks = Checks::default();
+    match (key.text(), &task.idempotency_key) {
+        (Some(header), Some(key)) if header != key => {
+            checks.refuse("idempotencyKey", "is another than the header Idempotency-Key names");
+        }
+        (Some(header), None) => task.idempotency_key = Some(header.to_owned()),
+        _ => {}
+    }
     task.check(&mut checks);
     checks.done()?;
     let now = delayed_from(&queue, std::slice::from_ref(&task)).await?;

@@ -16,9 +16,10 @@ use super::proof::{admitted, given, key, refused};
 use super::{Checks, task_runs};
 use crate::db::{Timestamp, Topic};
 use crate::planes::queue::dispatch::{Assignment, take};
+use crate::planes::queue::store::registry::Lane;
 use crate::planes::queue::{
     Again, Beat, Claim, Hold, JobRecord, Outcomes, Status, TaskQueue, WorkerSeen, acknowledge_cancel, complete, fail,
-    get, heartbeat, holder_seen, note_outcomes, progress, tasks, worker_seen,
+    get, heartbeat, holder_seen, lanes, note_outcomes, progress, worker_seen,
 };
 use crate::problem::Problem;
 use crate::storage::{Reference, is_reference};
@@ -156,13 +157,10 @@ pub(super) async fn pull(
     checks.range("waitMs", pull.wait_ms, (0, 600_000));
     checks.done()?;
     let service = admitted(&queue, &headers).await?;
-    let mut lanes: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for task in tasks(&queue.db, Some(&service)).await? {
-        if pull.tasks.as_ref().is_none_or(|wanted| wanted.contains(&task.id)) {
-            lanes.entry(task.queue).or_default().push(task.id);
-        }
-    }
-    if lanes.is_empty() {
+    let takes = |lane: &Lane| pull.tasks.as_ref().is_none_or(|wanted| wanted.contains(&lane.task));
+    let mut looked = lanes(&queue.db, Some(&service)).await?;
+    looked.retain(takes);
+    if looked.is_empty() {
         let detail = format!("`{service}` has registered none of these tasks; POST /api/register comes first.");
         return Err(Problem::conflict(detail));
     }
@@ -171,25 +169,27 @@ pub(super) async fn pull(
     // A door waits by the machine's time, whatever clock the platform runs on.
     let patience = tokio::time::sleep(wait);
     tokio::pin!(patience);
-    let name = |lane: &str| format!("{service}/{}@{lane}", pull.worker).chars().take(300).collect::<String>();
-    let lanes: Vec<(String, String, Vec<&str>)> = lanes
-        .iter()
-        .map(|(lane, kinds)| (lane.clone(), name(lane), kinds.iter().map(String::as_str).collect()))
-        .collect();
+    let name = |queue: &str| format!("{service}/{}@{queue}", pull.worker).chars().take(300).collect::<String>();
     let mut jobs = Vec::new();
     let mut seen_at: Option<tokio::time::Instant> = None;
     loop {
         let mut hint = queue.db.listen(Topic::Jobs); // armed before the look
+        let mut by_queue: BTreeMap<&str, (bool, Vec<&str>)> = BTreeMap::new();
+        for lane in &looked {
+            let (own, kinds) = by_queue.entry(&lane.queue).or_default();
+            *own |= lane.own;
+            kinds.push(&lane.task);
+        }
         if seen_at.is_none_or(|at| at.elapsed() >= SEEN_EVERY) {
             seen_at = Some(tokio::time::Instant::now());
             let mut tx = queue.db.begin().await?;
-            for (lane, worker, kinds) in &lanes {
+            for (place, (_, kinds)) in &by_queue {
                 let seen = WorkerSeen {
-                    id: worker,
+                    id: &name(place),
                     service: Some(&service),
                     mode: "pull",
                     endpoint: None,
-                    queue: lane,
+                    queue: place,
                     kinds,
                     capacity: limit as i64,
                 };
@@ -197,11 +197,11 @@ pub(super) async fn pull(
             }
             tx.commit().await?;
         }
-        for (lane, worker, kinds) in &lanes {
+        for (place, (_, kinds)) in &by_queue {
             let wanted = Claim {
-                queue: lane,
+                queue: place,
                 kinds,
-                worker,
+                worker: &name(place),
                 lease: queue.lease,
                 longest_wait: queue.longest_wait,
                 limit: limit - jobs.len(),
@@ -215,8 +215,9 @@ pub(super) async fn pull(
             break;
         }
         let seats = queue.enqueuer.seats();
+        let own = by_queue.iter().filter(|(_, (own, _))| *own);
         let mut sitting: Vec<_> =
-            lanes.iter().map(|(lane, worker, kinds)| seats.sit(lane, kinds, worker, queue.lease)).collect();
+            own.map(|(place, (_, kinds))| seats.sit(place, kinds, &name(place), queue.lease)).collect();
         let seated = select_all(sitting.iter_mut().map(|sitting| Box::pin(sitting.job())));
         tokio::select! {
             (job, ..) = seated => if let Some(job) = job {
@@ -227,6 +228,11 @@ pub(super) async fn pull(
             () = queue.stop.cancelled() => break,
             () = hint.woken() => {}
             () = tokio::time::sleep(queue.poll_interval.max(Duration::from_millis(100))) => {}
+        }
+        looked = lanes(&queue.db, Some(&service)).await?;
+        looked.retain(takes);
+        if looked.is_empty() {
+            break; // another service has taken its tasks over
         }
     }
     let mut runs = Vec::with_capacity(jobs.len());
@@ -323,11 +329,11 @@ pub(super) async fn callback(
     let Body(message) = body?;
     let hold = Hold { id, lease: message.lease };
     given(&queue, &headers, hold)?;
-    check_result(id, &message.result)?;
     let before = get(&queue.db, id).await?;
     let Some(job) = before.filter(|job| job.lease == hold.lease && job.status == Status::Processing) else {
         return Err(too_late(get(&queue.db, id).await?.as_ref(), hold));
     };
+    check_result(&queue, id, &message.result).await?;
     // Outside of the transaction; a result whose lease lapses meanwhile is left over there.
     let result = queue.stores.put_json_if_large(None, &format!("results/task-run-{id}"), message.result).await?;
     let error = message.error.as_deref().unwrap_or("the worker gave no reason");
@@ -365,16 +371,21 @@ pub(super) async fn callback(
     Ok(Json(CallbackAnswer { run_id: id, status }))
 }
 
-/// A reference in a result may only name what the run itself put there.
-fn check_result(id: i64, result: &Value) -> Result<(), Problem> {
+/// A reference in a result may only name what the run itself put there, and what is there.
+async fn check_result(queue: &TaskQueue, id: i64, result: &Value) -> Result<(), Problem> {
     if !is_reference(result) {
         return Ok(());
     }
-    let own = serde_json::from_value::<Reference>(result["$storage"].clone())
-        .is_ok_and(|reference| reference.key.starts_with(&format!("results/task-run-{id}/")));
     let mut checks = Checks::default();
-    if !own {
-        checks.refuse("result", format!("names something in storage that is not below results/task-run-{id}/"));
+    let reference = serde_json::from_value::<Reference>(result["$storage"].clone()).ok();
+    match reference.filter(|reference| reference.key.starts_with(&format!("results/task-run-{id}/"))) {
+        None => checks.refuse("result", format!("names something in storage that is not below results/task-run-{id}/")),
+        Some(reference) => match queue.stores.size_of(&reference).await {
+            Ok(Some(size)) if size == reference.size => {}
+            Ok(Some(size)) => checks.refuse("result", format!("says {} bytes, and {size} lie there", reference.size)),
+            Ok(None) => checks.refuse("result", format!("names {}, where nothing lies", reference.key)),
+            Err(cause) => return Err(cause.into()),
+        },
     }
     checks.done()
 }

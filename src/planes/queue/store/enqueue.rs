@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::claim::Taken;
-use crate::db::{Db, Json, Query, Result, Sql, Timestamp, Tx};
+use crate::db::{Db, Error, Json, Query, Result, Sql, Timestamp, Tx};
 use crate::planes::queue::job::{Enqueued, Job, NewJob};
 use crate::planes::queue::seats::Seat;
 use crate::sql;
@@ -233,7 +233,7 @@ async fn insert<'q>(
     Ok(())
 }
 
-/// Finds the jobs that hold the keys of those without an outcome. A key that is only remembered, past its time, is
+/// Finds the jobs that hold the keys of those without an outcome; a job of another kind is an error. A key that is only remembered, past its time, is
 /// let go.
 async fn find_by_key(tx: &mut Tx, jobs: &[NewJob], now: Timestamp, outcomes: &mut [Option<Enqueued>]) -> Result<()> {
     let open: Vec<usize> = (0..jobs.len()).filter(|place| outcomes[*place].is_none()).collect();
@@ -247,9 +247,9 @@ async fn find_by_key(tx: &mut Tx, jobs: &[NewJob], now: Timestamp, outcomes: &mu
     .bind(now)
     .execute()
     .await?;
-    let found: Vec<(i64, String)> = tx
+    let found: Vec<(i64, String, String)> = tx
         .query(sql!(
-            "SELECT id, idempotency_key FROM jobs
+            "SELECT id, idempotency_key, kind FROM jobs
              WHERE idempotency_key IS NOT NULL
                AND (status IN ('waiting', 'pending', 'processing', 'retry') OR idempotency_until IS NOT NULL)
                AND idempotency_key IN ("
@@ -258,10 +258,15 @@ async fn find_by_key(tx: &mut Tx, jobs: &[NewJob], now: Timestamp, outcomes: &mu
         .bind(Json(&keys))
         .all()
         .await?;
-    let found: HashMap<String, i64> = found.into_iter().map(|(id, key)| (key, id)).collect();
+    let found: HashMap<String, (i64, String)> = found.into_iter().map(|(id, key, kind)| (key, (id, kind))).collect();
     for place in open {
-        let id = jobs[place].idempotency_key.as_ref().and_then(|key| found.get(key));
-        outcomes[place] = id.map(|id| Enqueued { id: *id, created: false });
+        let Some((id, kind)) = jobs[place].idempotency_key.as_ref().and_then(|key| found.get(key)) else { continue };
+        if *kind != jobs[place].kind {
+            return Err(Error::Refused(format!(
+                "its idempotency key was used for job {id} of the task `{kind}`; take another key"
+            )));
+        }
+        outcomes[place] = Some(Enqueued { id: *id, created: false });
     }
     Ok(())
 }

@@ -367,8 +367,11 @@ pub async fn rescue(tx: &mut Tx, longest: Duration, longest_wait: Duration, limi
                 now,
             ));
         } else {
-            // A dead worker says nothing about the job: it is tried again at once.
-            ends.push(job.ends(|again| Event::LeaseLapsed { again }, Some(Duration::ZERO), error, now));
+            // Silence of a task with heartbeats is a failed try, and waits like one: what kills its worker shall not kill
+            // the next at once. Else a dead worker says nothing about the job: it is tried again at once.
+            let wait =
+                job.heartbeat_interval_ms.map_or(Duration::ZERO, |_| job.backoff(longest_wait).full(job.tries()));
+            ends.push(job.ends(|again| Event::LeaseLapsed { again }, Some(wait), error, now));
         }
         if let Some(worker) = &job.worker {
             *lost.entry(worker).or_default() += 1;

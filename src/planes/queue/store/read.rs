@@ -155,7 +155,7 @@ async fn no_worker(db: &Db, job: &JobRecord, now: Timestamp) -> Result<Option<St
             "SELECT COUNT(*), CAST(coalesce(SUM(CASE WHEN last_seen_at >= $3 THEN 1 ELSE 0 END), 0) AS BIGINT),
                  CAST(coalesce(SUM(CASE WHEN last_seen_at >= $3 AND (quarantined_until IS NULL OR quarantined_until <= $4)
                                    THEN 1 ELSE 0 END), 0) AS BIGINT)
-             FROM workers WHERE queue = $1 AND "
+             FROM workers WHERE (queue = $1 OR service_id IS NOT NULL) AND "
             { sqlite: "EXISTS (SELECT 1 FROM json_each(kinds) WHERE value = $2)", postgres: "kinds @> to_jsonb(CAST($2 AS TEXT))" }
         ))
         .bind(job.queue.clone())

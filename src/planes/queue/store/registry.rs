@@ -258,6 +258,44 @@ pub async fn tasks(db: &Db, service: Option<&str>) -> Result<Vec<Task>> {
         .await
 }
 
+/// A task, and a queue in which it is to be looked for.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Lane {
+    pub service: String,
+    pub queue: String,
+    pub task: String,
+    /// Whether it is the task's own queue; else jobs of it wait there now.
+    pub own: bool,
+}
+
+/// Where services' tasks are to be looked for: of all services, or of one.
+pub async fn lanes(db: &Db, service: Option<&str>) -> Result<Vec<Lane>> {
+    // From queue to queue along the indexes of claims, however many jobs wait in each.
+    db.query(
+        "WITH RECURSIVE plain (queue) AS (
+             SELECT MIN(queue) FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL
+             UNION ALL SELECT (SELECT MIN(queue) FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL
+                 AND queue > plain.queue) FROM plain WHERE plain.queue IS NOT NULL),
+         keyed (queue) AS (
+             SELECT MIN(queue) FROM jobs WHERE status = 'pending' AND concurrency_key IS NOT NULL
+             UNION ALL SELECT (SELECT MIN(queue) FROM jobs WHERE status = 'pending' AND concurrency_key IS NOT NULL
+                 AND queue > keyed.queue) FROM keyed WHERE keyed.queue IS NOT NULL),
+         waiting (queue) AS (SELECT queue FROM plain UNION SELECT queue FROM keyed)
+         SELECT service_id AS service, queue, id AS task, true AS own FROM tasks
+             WHERE service_id IS NOT NULL AND (CAST($1 AS TEXT) IS NULL OR service_id = $1)
+         UNION ALL SELECT service_id, waiting.queue, tasks.id, false FROM waiting JOIN tasks ON tasks.queue <> waiting.queue
+             WHERE service_id IS NOT NULL AND (CAST($1 AS TEXT) IS NULL OR service_id = $1) AND (
+                 EXISTS (SELECT 1 FROM jobs WHERE status = 'pending' AND concurrency_key IS NULL
+                     AND jobs.queue = waiting.queue AND kind = tasks.id)
+                 OR EXISTS (SELECT 1 FROM jobs WHERE status = 'pending' AND concurrency_key IS NOT NULL
+                     AND jobs.queue = waiting.queue AND kind = tasks.id))
+         ORDER BY 1, 4 DESC, 2, 3",
+    )
+    .bind(service.map(str::to_owned))
+    .all()
+    .await
+}
+
 /// One task.
 pub async fn task(db: &Db, id: &str) -> Result<Option<Task>> {
     db.query("SELECT * FROM tasks WHERE id = $1").bind(id.to_owned()).optional().await

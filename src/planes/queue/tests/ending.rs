@@ -103,6 +103,8 @@ async fn heartbeats_hold_a_job_and_silence_for_two_intervals_loses_it() {
         let row = world.get(id).await;
         assert_eq!((row.progress, row.progress_message.as_deref()), (Some(12.5), Some("half")));
         world.pass(Duration::from_millis(10_001));
+        assert!(world.claim(1).await.is_empty(), "it waits, as after any failed try");
+        world.pass(Duration::from_secs(1));
         let again = world.claim_one().await;
         assert_eq!(again.attempt, 2);
         assert_eq!(
