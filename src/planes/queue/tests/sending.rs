@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use axum::http::StatusCode;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::super::store::registry::TaskSettings;
 use super::super::*;
-use super::in_each_world;
+use super::{World, in_each_world};
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::db::{Faults, Point, Topic};
+use crate::db::{Db, Faults, Point, Topic};
 use crate::storage::Stores;
 
 /// Counts looks for services, and begins to hint in the middle of the first: whoever is served is looked for again.
 struct Looks {
     count: AtomicU64,
-    db: crate::db::Db,
+    db: Db,
 }
 
 #[async_trait]
@@ -39,33 +42,44 @@ impl Looks {
     }
 }
 
+/// The dispatcher over `db`, and what stops it.
+fn dispatcher(world: &World, db: Db) -> (tokio::task::JoinHandle<()>, CancellationToken) {
+    let mut config = Config::default();
+    config.secret_key = "0123456789abcdef".repeat(4).into();
+    config.queue.poll_interval_ms = 60_000;
+    let stop = CancellationToken::new();
+    let stores = Stores::open(&config.storage).expect("stores");
+    let queue =
+        TaskQueue::new(&config, db, SystemClock::shared(), world.random.clone(), stores, stop.clone()).expect("it");
+    (tokio::spawn(Dispatcher::new(queue).run(stop.clone())), stop)
+}
+
+/// Registers services, each with a task of its own name at this endpoint.
+async fn services_at(world: &World, endpoint: &str, services: &[&str]) {
+    let mut tx = world.begin().await;
+    for service in services {
+        let registration = Registration {
+            service: (*service).to_owned(),
+            name: (*service).to_owned(),
+            version: None,
+            endpoint: Some(endpoint.to_owned()),
+            tasks: vec![TaskRegistration {
+                id: (*service).to_owned(),
+                code_hash: None,
+                settings: TaskSettings::default(),
+            }],
+        };
+        register(&mut tx, &registration).await.expect("registered");
+    }
+    tx.commit().await.expect("commit");
+}
+
 #[tokio::test]
 async fn services_without_work_are_left_in_peace() {
     in_each_world(async |world| {
-        let mut tx = world.begin().await;
-        for service in ["one", "two", "three"] {
-            let task =
-                TaskRegistration { id: format!("of-{service}"), code_hash: None, settings: TaskSettings::default() };
-            let registration = Registration {
-                service: service.to_owned(),
-                name: service.to_owned(),
-                version: None,
-                endpoint: Some("http://127.0.0.1:9/".to_owned()),
-                tasks: vec![task],
-            };
-            register(&mut tx, &registration).await.expect("registered");
-        }
-        tx.commit().await.expect("commit");
+        services_at(&world, "http://127.0.0.1:9/", &["one", "two", "three"]).await;
         let looks = Arc::new(Looks { count: AtomicU64::new(0), db: world.db.clone() });
-        let db = world.db.clone().with_faults(looks.clone());
-        let mut config = Config::default();
-        config.secret_key = "0123456789abcdef".repeat(4).into();
-        config.queue.poll_interval_ms = 60_000;
-        let stop = CancellationToken::new();
-        let stores = Stores::open(&config.storage).expect("stores");
-        let queue =
-            TaskQueue::new(&config, db, SystemClock::shared(), world.random.clone(), stores, stop.clone()).expect("it");
-        let dispatcher = tokio::spawn(Dispatcher::new(queue).run(stop.clone()));
+        let (dispatcher, stop) = dispatcher(&world, world.db.clone().with_faults(looks.clone()));
         while looks.count() < 5 {
             tokio::task::yield_now().await;
         }
@@ -74,6 +88,49 @@ async fn services_without_work_are_left_in_peace() {
             world.number("SELECT COUNT(*) FROM services").await;
         }
         assert!(looks.count() < 20, "{} looks", looks.count());
+        stop.cancel();
+        dispatcher.await.expect("it stops");
+    })
+    .await;
+}
+
+/// An endpoint that has no room: the first time for an hour, later for it does not say how long.
+async fn full_endpoint(calls: mpsc::UnboundedSender<u64>) -> String {
+    let (listener, count) = (TcpListener::bind("127.0.0.1:0").await.expect("a port"), Arc::new(AtomicU64::new(0)));
+    let address = listener.local_addr().expect("an address");
+    let refuse = move || {
+        let (calls, number) = (calls.clone(), count.fetch_add(1, Ordering::SeqCst));
+        async move {
+            let _ = calls.send(number);
+            let wait = (number > 0).then_some([("retry-after", "3600")]);
+            (StatusCode::SERVICE_UNAVAILABLE, wait, ())
+        }
+    };
+    let doors = axum::Router::new().fallback(refuse);
+    tokio::spawn(async move { axum::serve(listener, doors).await });
+    format!("http://{address}/")
+}
+
+#[tokio::test]
+async fn a_full_endpoint_is_left_alone_for_as_long_as_it_says() {
+    in_each_world(async |world| {
+        let (said, mut calls) = mpsc::unbounded_channel();
+        services_at(&world, &full_endpoint(said).await, &["full", "idle"]).await;
+        let id = world.enqueue(NewJob::new("full")).await.id;
+        let (dispatcher, stop) = dispatcher(&world, world.db.clone());
+        assert_eq!(calls.recv().await, Some(0));
+        assert_eq!(calls.recv().await, Some(1), "it is asked again long before the next look, and says for how long");
+        let mut tries = 0;
+        while world.status(id).await != Status::Pending {
+            tries += 1;
+            assert!(tries < 10_000, "the run goes back");
+        }
+        for _ in 0..50 {
+            world.db.wake(Topic::Jobs).await;
+            world.number("SELECT COUNT(*) FROM services").await;
+        }
+        assert!(calls.try_recv().is_err(), "whatever hints come meanwhile");
+        assert_eq!(world.get(id).await.attempt, 0, "none of it costs a try");
         stop.cancel();
         dispatcher.await.expect("it stops");
     })
