@@ -23,6 +23,6 @@ mod store;
 
 pub use crate::ledger::Severity;
 pub use bus::{Received, Subscription};
-pub use event::{Event, Filter, NewEvent, Position, types};
+pub use event::{Event, Filter, NewEvent, NotAPosition, Position, types};
 pub use monitor::{Backends, Monitor};
-pub use store::{Behind, behind, end, forget, forgotten, list, of_subject, record};
+pub use store::{Behind, behind, end, forget, forgotten, list, of_subject, place_of, record};

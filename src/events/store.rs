@@ -209,6 +209,13 @@ pub async fn of_subject(db: &Db, subject: &str, before: Option<i64>, limit: i64)
     Ok(rows.into_iter().map(Event::from).collect())
 }
 
+/// The place of the event with this id, or of one that is not there (any more), of which only the id is known.
+pub async fn place_of(db: &Db, event_id: i64) -> Result<Position> {
+    let found: Option<(i64,)> =
+        db.query("SELECT transaction_id FROM events WHERE id = $1").bind(event_id).optional().await?;
+    Ok(Position { transaction_id: found.map_or(0, |(transaction_id,)| transaction_id), event_id })
+}
+
 /// The last place that retention took away; nothing up to there is promised to be there still.
 pub async fn forgotten(db: &Db) -> Result<Position> {
     let (transaction_id, event_id): (i64, i64) =

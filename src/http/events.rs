@@ -77,7 +77,7 @@ struct EventsQuery {
 /// Events: a page of stored ones, newest first, or with `Accept: text/event-stream` a stream of all from now on.
 ///
 /// Each message of the stream holds an event as JSON; its `id`, sent back as `Last-Event-ID`, is where a new stream goes
-/// on. A message `gap` says that events before the next one may be missing, and why.
+/// on; the `id` of an event of a page is taken as well. A message `gap` says that events before the next one may be missing, and why.
 #[utoipa::path(get, path = "/v1/events", operation_id = "listEvents", tag = "record", params(EventsQuery),
     responses((status = 200, description = "A page of events, or a stream of them",
         content((Page<Event> = "application/json"), (String = "text/event-stream")))))]
@@ -109,9 +109,7 @@ fn wants_stream(headers: &HeaderMap) -> bool {
 
 async fn stream(door: Door, headers: &HeaderMap, filter: Filter) -> Result<Response, Problem> {
     let last = match headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) {
-        Some(value) => Some(value.to_str().unwrap_or_default().parse::<Position>().map_err(|refused| {
-            Problem::invalid(vec![FieldError { field: "Last-Event-ID".to_owned(), message: refused.to_string() }])
-        })?),
+        Some(value) => Some(place(&door.db, value.to_str().unwrap_or_default()).await?),
         None => None,
     };
     let place = door.places.clone().try_acquire_owned().map_err(|_| {
@@ -137,6 +135,16 @@ async fn stream(door: Door, headers: &HeaderMap, filter: Filter) -> Result<Respo
         Some((Ok::<_, Infallible>(message), telling))
     });
     Ok(Sse::new(messages).keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response())
+}
+
+/// The place that a client names by the `id` of a message, or by that of an event of a page.
+async fn place(db: &Db, text: &str) -> Result<Position, Problem> {
+    if let Some(id) = text.parse::<i64>().ok().filter(|id| *id >= 0) {
+        return Ok(events::place_of(db, id).await?);
+    }
+    text.parse().map_err(|refused: events::NotAPosition| {
+        Problem::invalid(vec![FieldError { field: "Last-Event-ID".to_owned(), message: refused.to_string() }])
+    })
 }
 
 /// Where the stream begins, and what the client has to be told first.

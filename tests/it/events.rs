@@ -164,7 +164,11 @@ on_both! {
         record(db(&world), &[numbered(700)]).await;
         rest.extend(stream.numbers(1).await.into_iter().map(|(_, n)| n));
         assert_eq!(rest, (3..=700).collect::<Vec<_>>());
-        for refused in ["7", "x-1", "-"] {
+        // A page's ids serve as well.
+        let (_, page) = world.get("/v1/events?type=test.numbered&limit=2").await;
+        let id = page["items"][1]["id"].to_string();
+        assert_eq!(Stream::open(&world, "", Some(&id)).await.numbers(1).await[0].1, 700, "{page}");
+        for refused in ["-7", "x-1", "-"] {
             assert_eq!(Stream::ask(&world, "", Some(refused)).await.status(), 422, "{refused}");
         }
     }
