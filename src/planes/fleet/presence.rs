@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::change::{Change, id_of};
 use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed};
@@ -12,8 +12,6 @@ use super::record::{Agent, Wanted};
 use super::store::Order;
 use crate::db::{Json, Timestamp};
 
-/// Slots of one agent: beyond it a mistake.
-const MOST_SLOTS: i64 = 1_000;
 /// How long lost connections count against an agent.
 const FLAPPING: Duration = Duration::from_secs(10 * 60);
 /// Characters of a name or version.
@@ -24,11 +22,6 @@ const GRACE_PER_AGENT: Duration = Duration::from_millis(2);
 fn text(text: Option<&str>) -> Option<String> {
     let clean = |text: &str| text.chars().filter(|c| *c != '\0').take(LONGEST_NAME).collect::<String>();
     text.map(clean).filter(|text| !text.is_empty())
-}
-
-/// `slots` is a whole number; one is the default.
-fn slots(capabilities: &Map<String, Value>) -> i64 {
-    capabilities.get("slots").and_then(Value::as_i64).unwrap_or(1).clamp(0, MOST_SLOTS)
 }
 
 impl Change {
@@ -77,7 +70,7 @@ impl Change {
             agent.name = name;
         }
         agent.software_version = text(hello.version.as_deref()).or(agent.software_version);
-        agent.slots = slots(&hello.capabilities);
+        agent.slots = hello.slots();
         agent.capabilities = Json(hello.capabilities.clone());
         agent.last_seen_at = now;
         agent.token_id = token_id;
