@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{MutexGuard, watch};
 
+use super::model::AgentState;
 use super::placement::{Seat, Wish};
 use super::protocol::Subscribe;
 use super::record::{Agent, AgentView, Job, JobView};
@@ -260,6 +261,13 @@ impl Mirror {
         let mut seats: Vec<Seat<'_>> = seats.collect();
         seats.sort_by_key(|seat| seat.id);
         Some(work(wishes, seats))
+    }
+
+    /// Whether the agent's newest connection is this one, and the agent is taken for lost all the same.
+    pub fn is_given_up(&self, agent: &str, connection: i64) -> bool {
+        let state = self.read();
+        let known = state.agents.get(agent).map(|known| &known.agent);
+        known.is_some_and(|agent| agent.connection == connection && agent.state == AgentState::Offline)
     }
 
     /// The reason that a job is known to wait for.
