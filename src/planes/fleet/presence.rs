@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Map;
 
 use super::change::{Change, id_of};
-use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed};
+use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed, Then};
 use super::protocol::{ActiveJob, Drain, Hello, ToAgent, close};
 use super::record::{Agent, Wanted};
 use super::store::Order;
@@ -137,7 +137,15 @@ impl Change {
                 (JobStatus::Unknown, Some(job)) => {
                     self.comes_back(id, row.wanted, row.started_at.is_some(), job.status)
                 }
-                (JobStatus::Assigned, Some(_)) => _ = self.step(id, JobEvent::Accepted),
+                (JobStatus::Assigned, Some(_)) => {
+                    self.step(id, JobEvent::Accepted);
+                    if row.wanted != Wanted::Run {
+                        self.begin_stop(id, row.wanted);
+                    }
+                }
+                (JobStatus::Assigned, None) if anew && row.wanted == Wanted::Stop => {
+                    self.step(id, JobEvent::Fenced(Then::Cancel));
+                }
                 (JobStatus::Stopping, Some(_)) if anew => self.send_stop(id),
                 (_, Some(_)) => {}
                 (JobStatus::Assigned, None) if anew => {
@@ -212,7 +220,9 @@ impl Change {
         }
         for job in self.held(agent) {
             let due = now.after(grace);
-            if self.step(job, JobEvent::Lost)
+            // What it was only offered waits for it as long, for it may have begun it, and then goes to another.
+            let offered = self.job(job).is_some_and(|row| row.status == JobStatus::Assigned);
+            if (offered || self.step(job, JobEvent::Lost))
                 && let Some(row) = self.job_mut(job)
             {
                 row.due_at = Some(due);

@@ -68,6 +68,41 @@ on_both! {
         assert!(world.text("SELECT error FROM stream_jobs WHERE id = 1").await.contains("studio was lost"));
     }
 
+    async fn what_was_only_offered_to_an_agent_that_is_lost_goes_to_another_whatever_its_policy(world) {
+        world.start().await;
+        let mut lost = agent(&world, "lost", 2).await;
+        let (kept, unwanted) = (submit(&world, json!({ "restartPolicy": "never" })).await, submit(&world, json!({})).await);
+        lost.hear("agent.assign").await;
+        lost.hear("agent.assign").await;
+        drop(lost);
+        until_agent(&world, "lost", "OFFLINE").await;
+        // It may have begun them: nobody else has them until it would have ended them.
+        until(&world, &kept, "ASSIGNED").await;
+        assert_eq!(world.poke(&format!("/v1/jobs/{unwanted}/stop")).await.0, 200);
+        pass(&world, 28).await;
+        until(&world, &kept, "ASSIGNED").await;
+        until(&world, &unwanted, "ASSIGNED").await;
+        pass(&world, 3).await;
+        until(&world, &kept, "PENDING").await;
+        until(&world, &unwanted, "CANCELED").await;
+        assert_eq!(world.text("SELECT reason FROM stream_jobs WHERE id = 1").await, "agent lost was lost before it took it");
+        let mut other = agent(&world, "other", 1).await;
+        assert_eq!(take(&mut other).await, (kept.clone(), 2));
+        until(&world, &kept, "RUNNING").await;
+        // One that comes back in time is offered what is still its own again, under the same lease, and no more.
+        let (still, gone) = (submit(&world, json!({ "prefers": ["lost"] })).await, submit(&world, json!({ "prefers": ["lost"] })).await);
+        let mut lost = agent(&world, "lost", 2).await;
+        lost.hear("agent.assign").await;
+        lost.hear("agent.assign").await;
+        drop(lost);
+        until_agent(&world, "lost", "OFFLINE").await;
+        assert_eq!(world.poke(&format!("/v1/jobs/{gone}/stop")).await.0, 200);
+        let mut lost = agent(&world, "lost", 2).await;
+        assert_eq!(take(&mut lost).await, (still.clone(), 1));
+        until(&world, &still, "RUNNING").await;
+        until(&world, &gone, "CANCELED").await;
+    }
+
     async fn a_silent_agent_is_pinged_then_lost(world) {
         world.start().await;
         let mut quiet = agent(&world, "quiet", 1).await;
