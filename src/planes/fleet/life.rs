@@ -105,7 +105,8 @@ impl Change {
                     cut,
                 );
                 if matches!(before, S::Assigned | S::Accepted | S::Starting) {
-                    self.failed_start(agent);
+                    self.failed_start(agent, job);
+                    self.avoid(job, agent);
                 }
                 self.end(job, Some(error), update.exit_code);
             }
@@ -137,7 +138,6 @@ impl Change {
         let now = self.now;
         if let Some(row) = self.job_mut(job) {
             row.started_at.get_or_insert(now);
-            row.offers = 0;
             row.avoid.0.clear();
         }
         if let Some(row) = self.agent_mut(agent) {
@@ -221,6 +221,7 @@ impl Change {
     fn let_go(&mut self, job: i64) {
         if let Some(row) = self.job_mut(job) {
             row.agent_id = None;
+            row.offers = 0;
             (row.wanted, row.killed) = (Wanted::Run, false);
         }
     }
@@ -340,6 +341,7 @@ impl Change {
             }
             JobStatus::Assigned => {
                 self.fence_off(&agent, &JobId(job).to_string(), Some(row.lease));
+                self.failed_start(&agent, job);
                 self.unplace(job, &format!("agent {agent} did not answer the offer in time"));
             }
             JobStatus::Stopping if !row.killed => {
