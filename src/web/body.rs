@@ -146,11 +146,16 @@ mod tests {
             (r#"{}"#, "title", "is required"),
             (r#"{"titel":"a"}"#, "titel", "did you mean `title`?"),
             (r#"{"title":"a","title":"b"}"#, "title", "more than once"),
-            (r#"{"title":7}"#, "title", "expected a string"),
-            (r#"{"title":"a","windows":[{"opens":1},{"opens":"x"}]}"#, "windows[1].opens", "expected i64"),
+            (r#"{"title":7}"#, "title", "takes a text, not the number 7"),
+            (
+                r#"{"title":"a","windows":[{"opens":1},{"opens":"x"}]}"#,
+                "windows[1].opens",
+                "takes a whole number, not the text",
+            ),
             (r#"{"title":"a","windows":[{"opns":1}]}"#, "windows[0].opns", "did you mean `opens`?"),
             (r#"{"title":"a\u0000"}"#, "title", "NUL"),
-            ("7", "body", "expected struct New"),
+            ("7", "body", "takes an object"),
+            ("null", "body", "takes an object, not null"),
         ];
         for (text, field, message) in cases {
             let problem = refused(text);

@@ -21,6 +21,7 @@ mod path;
 mod place;
 
 pub use body::{Body, too_large};
+pub use explain::explain;
 pub use idempotency::IdempotencyKey;
 pub use page::{Cursor, Limit, Page};
 pub use params::Params;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::planes::fleet::model::JobStatus;
-use crate::planes::fleet::protocol::{ActiveJob, JobUpdate};
+use crate::planes::fleet::protocol::{ActiveJob, JobUpdate, Progress};
 
 /// Ends that are remembered, to be told again after a reconnect. An end is told once more than the connection broke; a
 /// machine that ends more jobs than this within one outage is not served by telling them all.
@@ -161,6 +161,7 @@ impl Jobs {
         success: bool,
         exit_code: Option<i64>,
         sentence: String,
+        progress: Option<Progress>,
     ) -> Option<JobUpdate> {
         let held = self.held.remove(job)?;
         let (status, error) = match held.cause {
@@ -173,7 +174,8 @@ impl Jobs {
             None => (JobStatus::Failed, Some(sentence)),
         };
         let (job_id, lease) = (job.to_owned(), Some(held.lease));
-        let end = JobUpdate { job_id, lease, status: Some(status), error, exit_code, ..JobUpdate::default() };
+        let status = Some(status);
+        let end = JobUpdate { job_id, lease, status, error, exit_code, progress, ..JobUpdate::default() };
         self.ended.retain(|earlier| earlier.job_id != job);
         if self.ended.len() == REMEMBERED {
             self.ended.pop_front();
@@ -229,7 +231,8 @@ mod tests {
     use super::*;
 
     fn end(jobs: &mut Jobs, job: &str) -> (JobStatus, bool) {
-        let told = jobs.ended(job, false, Some(1), "ffmpeg ended with exit code 1.".to_owned()).expect("it was held");
+        let told =
+            jobs.ended(job, false, Some(1), "ffmpeg ended with exit code 1.".to_owned(), None).expect("it was held");
         (told.status.expect("a status"), told.error.is_some_and(|error| error.contains("exit code 1")))
     }
 
@@ -266,7 +269,7 @@ mod tests {
         }
         let mut jobs = Jobs::new(1);
         jobs.offer("job-1", 1);
-        let told = jobs.ended("job-1", true, Some(0), String::new()).expect("it was held");
+        let told = jobs.ended("job-1", true, Some(0), String::new(), None).expect("it was held");
         assert_eq!((told.status, told.error), (Some(JobStatus::Stopped), None));
     }
 
@@ -301,7 +304,7 @@ mod tests {
                     },
                     2 => _ = jobs.works(&job),
                     3 => _ = jobs.stop(&job, Some(lease), Cause::Asked),
-                    _ => _ = jobs.ended(&job, true, Some(0), String::new()),
+                    _ => _ = jobs.ended(&job, true, Some(0), String::new(), None),
                 }
                 prop_assert!(jobs.active().len() <= slots);
                 prop_assert!(jobs.ended.len() <= REMEMBERED);

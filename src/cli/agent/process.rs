@@ -61,6 +61,8 @@ pub(super) enum Told {
 pub(super) struct End {
     status: Option<ExitStatus>,
     last_lines: String,
+    /// How far it came.
+    pub(super) progress: Option<Progress>,
 }
 
 impl End {
@@ -149,6 +151,7 @@ impl Process {
             asked: VecDeque::new(),
             kill_at: None,
             reply_until: None,
+            progress: None,
             progress_at: None,
             clock,
             tell,
@@ -196,6 +199,8 @@ struct Keeper<T> {
     asked: VecDeque<bool>,
     kill_at: Option<Duration>,
     reply_until: Option<Duration>,
+    /// The last that it said.
+    progress: Option<Progress>,
     /// When progress was told last.
     progress_at: Option<Duration>,
     clock: SharedClock,
@@ -240,7 +245,7 @@ impl<T: Fn(Told)> Keeper<T> {
         while let Some(muted) = self.asked.pop_front() {
             (self.tell)(Told::Muted { muted, result: Err("the program ended first".to_owned()) });
         }
-        (self.tell)(Told::Ended(End { status, last_lines: self.tail.text() }));
+        (self.tell)(Told::Ended(End { status, last_lines: self.tail.text(), progress: self.progress }));
     }
 
     async fn heard(&mut self, line: String) {
@@ -261,7 +266,11 @@ impl<T: Fn(Told)> Keeper<T> {
         match self.reader.line(&line) {
             Read::Whole(progress) => {
                 let now = self.clock.elapsed();
-                if has_begun(&progress) && self.progress_at.is_none_or(|last| now >= last + PROGRESS_EVERY) {
+                if !has_begun(&progress) {
+                    return;
+                }
+                self.progress = Some(progress.clone());
+                if self.progress_at.is_none_or(|last| now >= last + PROGRESS_EVERY) {
                     self.progress_at = Some(now);
                     (self.tell)(Told::Progress(progress));
                 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::template::Template;
 use crate::cli::failure::{Failure, Outcome};
+use crate::planes::fleet::protocol::MOST_SLOTS;
 
 /// What the orchestrator takes on loopback where nobody has set a token.
 const DEVELOPMENT_TOKEN: &str = "dev-shared-token";
@@ -118,8 +119,8 @@ impl Flags {
             return Err(Failure::usage("the agent's id is empty: pass --id"));
         }
         let slots = self.slots.or(file.slots).unwrap_or(1);
-        if slots == 0 {
-            return Err(Failure::usage("an agent without a slot runs nothing: pass --slots 1 or more"));
+        if !(1..=MOST_SLOTS).contains(&i64::from(slots)) {
+            return Err(Failure::usage(format!("an agent has 1 to {MOST_SLOTS} slots, not {slots}: pass --slots")));
         }
         let mut capabilities = file.capabilities;
         capabilities.extend(self.capabilities);
@@ -219,7 +220,8 @@ mod tests {
         for (arguments, words) in [
             (command.to_vec(), "no orchestrator is named"),
             (url.to_vec(), "no command is given"),
-            (with(&["--slots", "0"]), "without a slot"),
+            (with(&["--slots", "0"]), "1 to 1000 slots, not 0"),
+            (with(&["--slots", "1001"]), "1 to 1000 slots, not 1001"),
             (with(&["--capability", "gpu"]), "NAME=VALUE"),
             (with(&["--id", " "]), "id is empty"),
             (with(&["--file", "/nowhere/agent.yaml"]), "is refused"),

@@ -162,6 +162,9 @@ impl Change {
         job.status = status;
         job.due_at = None;
         job.reason = None;
+        if matches!(event, JobEvent::Accepted | JobEvent::Starting | JobEvent::Running) {
+            job.offers = 0;
+        }
         if status.is_final() {
             job.ended_at = Some(now);
         }

@@ -134,6 +134,10 @@ impl Hub {
         }
     }
 
+    pub fn connected(&self) -> Vec<Arc<Connection>> {
+        self.all().values().cloned().collect()
+    }
+
     pub fn len(&self) -> usize {
         self.all().len()
     }

@@ -15,7 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::Fleet;
 use super::change::{Change, Saved, id_of};
 use super::hub::{Connection, Out};
+use super::model::{AgentState, JobStatus};
 use super::protocol::{self, AssignAck, AudioAck, Heartbeat, Hello, HelloAck, Ids, JobUpdate, ToAgent};
+use super::store;
 use super::store::tokens::{self, Known};
 use crate::config::DEVELOPMENT_TOKEN;
 use crate::db::{Error, Result, Timestamp};
@@ -59,6 +61,13 @@ pub enum Said {
     Update(Box<JobUpdate>),
     Muted(AudioAck, bool),
     Alive(Heartbeat),
+}
+
+impl Said {
+    fn is_the_end_of_a_job(&self) -> bool {
+        use JobStatus as S;
+        matches!(self, Self::Update(update) if matches!(update.status, Some(S::Stopped | S::Failed | S::Canceled)))
+    }
 }
 
 impl Report {
@@ -208,6 +217,10 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
     let mut change = Change::begin(&mut tx, &fleet.rules).await?;
     change.load(&mut tx, &agents, &jobs).await?;
     change.load_jobs_of(&mut tx, &whole).await?;
+    if !arrivals.is_empty() && fleet.is_one_of_several() {
+        // No later than its agents, or others would take those for lost.
+        store::instance_lives(&mut tx, &fleet.instance).await?;
+    }
     let known = if arrivals.is_empty() { Vec::new() } else { tokens::of_agents(&mut tx, &arrivals).await? };
     let mut greetings = Vec::new();
     // Numbers that connections of this very batch were given.
@@ -235,8 +248,11 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
             }
             Report::Said { connection, said, correlation } => {
                 let (agent, number) = (connection.agent_id.as_str(), number_of(&numbers, connection));
-                if change.agent(agent).is_none_or(|row| row.connection != number) {
+                let Some(row) = change.agent(agent).filter(|row| row.connection == number) else {
                     continue; // an older connection has nothing to say any more
+                };
+                if row.state == AgentState::Offline && !said.is_the_end_of_a_job() {
+                    continue; // it was taken for lost, and tells everything in the hello that it is sent back for
                 }
                 match said {
                     Said::Answer(ack) => change.answer_offer(agent, ack, correlation.as_deref()),

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::Fleet;
 use super::change::Change;
+use super::hub::Out;
 use super::placement::place;
+use super::protocol::close;
 use super::store::{self, read};
-use crate::db::{Dialect, Result, Timestamp};
+use crate::db::{Result, Timestamp};
 
 /// Between looks for what is due: a stop becomes a kill within this of its time.
 const LOOK: Duration = Duration::from_millis(250);
@@ -155,6 +157,9 @@ impl Fleet {
     /// Does what is due now.
     async fn keep_once(&self, instances: bool) -> Result<()> {
         let now = self.db.now().await?;
+        if instances {
+            self.give_a_sign_of_life().await?; // before anything that may take long or fail
+        }
         let jobs = read::due_jobs(&self.db, now, BATCH as i64).await?;
         let agents = read::due_agents(&self.db, now, BATCH as i64).await?;
         if !jobs.is_empty() || !agents.is_empty() {
@@ -171,9 +176,30 @@ impl Fleet {
         }
         self.note_seen(now).await?;
         if instances {
+            self.send_back_who_was_given_up();
             self.look_for_instances(now).await?;
         }
         Ok(())
+    }
+
+    async fn give_a_sign_of_life(&self) -> Result<()> {
+        if !self.is_one_of_several() || self.hub.len() == 0 {
+            return Ok(());
+        }
+        let mut tx = self.db.begin().await?;
+        store::instance_lives(&mut tx, &self.instance).await?;
+        tx.commit().await
+    }
+
+    /// Another instance may take an agent of this one for lost, where this one gave no sign of life in time. Only a hello
+    /// tells all that it runs: its connection is closed, so that it says one.
+    fn send_back_who_was_given_up(&self) {
+        for connection in self.hub.connected() {
+            if self.mirror.is_given_up(&connection.agent_id, connection.number()) {
+                let reason = "this agent was taken for lost; connect and say hello again".to_owned();
+                connection.send(Out::Close { code: close::SILENT, reason });
+            }
+        }
     }
 
     /// Writes signs of life down, seldom and many at once.
@@ -190,17 +216,11 @@ impl Fleet {
         tx.commit().await
     }
 
-    /// Says that this instance lives, and gives up the agents of those that do not.
+    /// Gives up the agents of instances that give no sign of life.
     async fn look_for_instances(&self, now: Timestamp) -> Result<()> {
-        let several = self.db.dialect() == Dialect::Postgres;
-        if several && self.hub.len() > 0 {
-            let mut tx = self.db.begin().await?;
-            store::instance_lives(&mut tx, &self.instance).await?;
-            tx.commit().await?;
-        }
         // On SQLite one process serves: whoever is connected to another one, was.
         let timeout = Duration::from_millis(self.rules.config.heartbeat_timeout_ms).max(3 * INSTANCES);
-        self.give_up_orphans(several.then(|| now.before(timeout))).await
+        self.give_up_orphans(self.is_one_of_several().then(|| now.before(timeout))).await
     }
 
     /// Agents whose instance died are offline; all that were lost with it share one grace.

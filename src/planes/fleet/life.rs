@@ -105,7 +105,8 @@ impl Change {
                     cut,
                 );
                 if matches!(before, S::Assigned | S::Accepted | S::Starting) {
-                    self.failed_start(agent);
+                    self.failed_start(agent, job);
+                    self.avoid(job, agent);
                 }
                 self.end(job, Some(error), update.exit_code);
             }
@@ -137,7 +138,6 @@ impl Change {
         let now = self.now;
         if let Some(row) = self.job_mut(job) {
             row.started_at.get_or_insert(now);
-            row.offers = 0;
             row.avoid.0.clear();
         }
         if let Some(row) = self.agent_mut(agent) {
@@ -221,6 +221,7 @@ impl Change {
     fn let_go(&mut self, job: i64) {
         if let Some(row) = self.job_mut(job) {
             row.agent_id = None;
+            row.offers = 0;
             (row.wanted, row.killed) = (Wanted::Run, false);
         }
     }
@@ -228,9 +229,12 @@ impl Change {
     /// Ends a job: at once while it waits, else by its agent.
     pub fn stop(&mut self, job: i64) -> Result<(), Refusal> {
         let Some(row) = self.job(job) else { return Err(format!("there is no job {}", JobId(job))) };
+        let can_be_told = is_reachable(row.agent_id.as_deref().and_then(|agent| self.agent(agent)));
         match row.status {
             status if status.is_final() => Err(format!("job {} has ended already; it is {status}", JobId(job))),
-            JobStatus::Stopping | JobStatus::Unknown => {
+            status
+                if matches!(status, JobStatus::Stopping | JobStatus::Unknown) || status.is_held() && !can_be_told =>
+            {
                 if row.wanted != Wanted::Stop
                     && let Some(row) = self.job_mut(job)
                 {
@@ -270,7 +274,7 @@ impl Change {
         Ok(())
     }
 
-    fn begin_stop(&mut self, job: i64, wanted: Wanted) {
+    pub(super) fn begin_stop(&mut self, job: i64, wanted: Wanted) {
         if !self.step(job, JobEvent::StopRequested) {
             return;
         }
@@ -331,8 +335,13 @@ impl Change {
         let Some(row) = self.job(job).filter(|row| row.due_at.is_some_and(|due| due <= now)).cloned() else { return };
         let agent = row.agent_id.clone().unwrap_or_default();
         match row.status {
+            JobStatus::Assigned if row.wanted == Wanted::Stop => _ = self.step(job, JobEvent::Fenced(Then::Cancel)),
+            JobStatus::Assigned if !is_reachable(self.agent(&agent)) => {
+                self.unplace(job, &format!("agent {agent} was lost before it took it"));
+            }
             JobStatus::Assigned => {
                 self.fence_off(&agent, &JobId(job).to_string(), Some(row.lease));
+                self.failed_start(&agent, job);
                 self.unplace(job, &format!("agent {agent} did not answer the offer in time"));
             }
             JobStatus::Stopping if !row.killed => {

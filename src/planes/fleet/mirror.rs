@@ -16,6 +16,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{MutexGuard, watch};
 
+use super::model::AgentState;
+use super::offer::MOST_AVOIDED;
 use super::placement::{Seat, Wish};
 use super::protocol::Subscribe;
 use super::record::{Agent, AgentView, Job, JobView};
@@ -220,8 +222,9 @@ impl Mirror {
     /// Lets `work` see what placement needs: the jobs that wait now, and the agents that may take them.
     pub fn for_placement<T>(&self, now: Timestamp, work: impl FnOnce(Vec<Wish<'_>>, Vec<Seat<'_>>) -> T) -> Option<T> {
         let state = self.read();
-        let waiting =
-            state.waiting.iter().filter_map(|id| state.jobs.get(id)).filter(|known| known.job.due_at.is_none());
+        // Whose offer was not taken waits for agents that it avoids; others may have it at once.
+        let is_wanted = |job: &Job| job.due_at.is_none() || (1..MOST_AVOIDED as i64).contains(&job.offers);
+        let waiting = state.waiting.iter().filter_map(|id| state.jobs.get(id)).filter(|known| is_wanted(&known.job));
         let aged = |job: &Job| {
             let waited = now.since(job.created_at).as_secs() / (60 * AGING_MINUTES);
             job.priority.saturating_add(i64::try_from(waited).unwrap_or(i64::MAX))
@@ -233,13 +236,16 @@ impl Mirror {
                 requires: &known.job.requires.0,
                 prefers: &known.job.prefers.0,
                 avoid: &known.job.avoid.0,
+                is_held_back: known.job.due_at.is_some(),
+                was_refused: known.job.offers > 0,
                 group: known.job.group_name.as_deref(),
             })
             .collect();
         if wishes.is_empty() {
             return None;
         }
-        wishes.sort_by_key(|wish| (std::cmp::Reverse(wish.priority), wish.id));
+        // What nobody wanted so far does not crowd out what was not offered yet.
+        wishes.sort_by_key(|wish| (wish.is_held_back, std::cmp::Reverse(wish.priority), wish.id));
         wishes.truncate(WISHES);
         let mut groups: HashMap<&str, Vec<&str>> = HashMap::new();
         if wishes.iter().any(|wish| wish.group.is_some()) {
@@ -260,6 +266,13 @@ impl Mirror {
         let mut seats: Vec<Seat<'_>> = seats.collect();
         seats.sort_by_key(|seat| seat.id);
         Some(work(wishes, seats))
+    }
+
+    /// Whether the agent's newest connection is this one, and the agent is taken for lost all the same.
+    pub fn is_given_up(&self, agent: &str, connection: i64) -> bool {
+        let state = self.read();
+        let known = state.agents.get(agent).map(|known| &known.agent);
+        known.is_some_and(|agent| agent.connection == connection && agent.state == AgentState::Offline)
     }
 
     /// The reason that a job is known to wait for.

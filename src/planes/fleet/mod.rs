@@ -65,7 +65,7 @@ pub use store::forget;
 
 use crate::clock::SharedClock;
 use crate::config::Config;
-use crate::db::{Db, Topic};
+use crate::db::{Db, Dialect, Topic};
 use crate::random::Random;
 use hub::Hub;
 use intake::Report;
@@ -135,6 +135,11 @@ impl Fleet {
     /// Whether this process takes agents.
     fn is_running(&self) -> bool {
         self.is_running.load(Ordering::Acquire) && !self.stop.is_cancelled()
+    }
+
+    /// Whether other instances may serve the same database; a file has one.
+    fn is_one_of_several(&self) -> bool {
+        self.db.dialect() == Dialect::Postgres
     }
 
     /// Sends agents elsewhere and writes down that they left; their jobs wait for them for a while.

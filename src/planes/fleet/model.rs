@@ -244,8 +244,9 @@ impl JobStatus {
             (Self::Stopping, E::Canceled) => Ok(Self::Canceled),
             (status, E::Stopped(then)) if status.is_held() => Ok(then.of(Self::Stopped)),
             (status, E::Failed(then)) if status.is_held() => Ok(then.of(Self::Failed)),
-            (Self::Unknown | Self::Stopping, E::Fenced(then)) => Ok(then.of(Self::Failed)),
-            (status, E::Lost) if status.is_held() && status != Self::Unknown => Ok(Self::Unknown),
+            // What is only offered is known not to have begun under any other lease: it stays so until its offer is over.
+            (Self::Assigned | Self::Unknown | Self::Stopping, E::Fenced(then)) => Ok(then.of(Self::Failed)),
+            (Self::Accepted | Self::Starting | Self::Running | Self::Stopping, E::Lost) => Ok(Self::Unknown),
             (Self::Unknown, E::Resumed(how)) => Ok(match how {
                 Resumed::Accepted => Self::Accepted,
                 Resumed::Starting => Self::Starting,
@@ -302,7 +303,7 @@ impl Load {
     pub fn of(slots: i64, busy: i64, oldest: Option<JobStatus>) -> Self {
         match oldest {
             _ if busy < slots => Self::Free,
-            None => Self::Stopping, // an agent without any slot takes nothing
+            None => Self::Free,
             Some(JobStatus::Assigned) => Self::Reserved,
             Some(JobStatus::Accepted | JobStatus::Starting) => Self::Starting,
             Some(JobStatus::Stopping) => Self::Stopping,

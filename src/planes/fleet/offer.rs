@@ -1,4 +1,7 @@
-//! A job is offered to an agent, which takes it, refuses it or does not answer; who fails again and again rests.
+//! A job is offered to an agent, which takes it, refuses it or does not answer.
+//!
+//! A refusal is about this job on this agent: the job is kept from it for a while that grows, and goes to others at
+//! once. An agent on which several jobs fail to start rests.
 
 use std::time::Duration;
 
@@ -18,8 +21,8 @@ const LONGEST_OFFER_WAIT: Duration = Duration::from_secs(30);
 const MOST_FAILED_STARTS: i64 = 3;
 /// That while: most faults of a machine last longer than seconds.
 const REST: Duration = Duration::from_secs(60);
-/// Agents that one job tries last.
-const MOST_AVOIDED: usize = 20;
+/// Agents that one job tries last. More refusals than that, and it waits before it is offered to anybody.
+pub(super) const MOST_AVOIDED: usize = 20;
 
 /// The id of the message that offers a job; answers carry it, and so the lease.
 fn offer_id(job: i64, lease: i64) -> String {
@@ -119,7 +122,6 @@ impl Change {
         row.due_at = Some(now.after(backoff::exponential(OFFER_WAIT, LONGEST_OFFER_WAIT, tries, &random)));
         if let Some(agent) = agent {
             self.avoid(job, &agent);
-            self.failed_start(&agent);
         }
     }
 
@@ -131,8 +133,12 @@ impl Change {
         row.avoid.0.drain(..surplus);
     }
 
-    /// Counts a job that did not come to run on the agent; after several it is given none for a while.
-    pub(super) fn failed_start(&mut self, agent: &str) {
+    /// Counts a job that did not come to run on the agent; after several it is given none for a while. One and the same
+    /// job counts once until it has run: perhaps the fault is its own, and it shall not put every agent to rest.
+    pub(super) fn failed_start(&mut self, agent: &str, job: i64) {
+        if self.job(job).is_some_and(|row| row.avoid.0.iter().any(|known| known == agent)) {
+            return;
+        }
         let until = self.now.after(REST);
         let Some(row) = self.agent_mut(agent) else { return };
         row.failed_starts += 1;

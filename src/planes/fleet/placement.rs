@@ -20,6 +20,10 @@ pub struct Wish<'a> {
     pub prefers: &'a [String],
     /// Agents that are taken only if there is no other.
     pub avoid: &'a [String],
+    /// Its last offer was not taken, and agents that it avoids are not asked again yet.
+    pub is_held_back: bool,
+    /// Why its last offer was not taken, which is what it waits with.
+    pub was_refused: bool,
     /// Jobs of one group go to different agents while there are any.
     pub group: Option<&'a str>,
 }
@@ -74,25 +78,28 @@ pub fn place(mut wishes: Vec<Wish<'_>>, seats: &[Seat<'_>], strategy: Strategy) 
                 |(class, (at, _)): (&u64, &(usize, _))| meets(seats[*at].capabilities, wish.requires).then_some(*class);
             classes.iter().filter_map(fits).collect()
         });
+        let avoids = |at: usize| wish.avoid.iter().any(|id| id == seats[at].id);
         let preferred = wish.prefers.iter().filter_map(|id| by_id.get(id.as_str()).copied());
         let chosen = preferred
             .filter(|at| fits.contains(&seats[*at].class) && taken[*at] < seats[*at].slots)
-            .find(|at| !wish.avoid.iter().any(|id| id == seats[*at].id))
+            .find(|at| !avoids(*at))
             .or_else(|| {
                 let best = fits
                     .iter()
                     .filter_map(|class| classes.get(class))
                     .flat_map(|(_, free)| free.iter().take(LOOKED_AT));
-                best.map(|(rank, at)| {
-                    let avoided = wish.avoid.iter().any(|id| id == seats[*at].id);
-                    let together = wish.group.is_some_and(|group| groups[*at].contains(group));
-                    (avoided, together, *rank, *at)
-                })
-                .min()
-                .map(|(.., at)| at)
+                best.filter(|(_, at)| !wish.is_held_back || !avoids(*at))
+                    .map(|(rank, at)| {
+                        let together = wish.group.is_some_and(|group| groups[*at].contains(group));
+                        (avoids(*at), together, *rank, *at)
+                    })
+                    .min()
+                    .map(|(.., at)| at)
             });
         let Some(at) = chosen else {
-            plan.waits.push((wish.id, reason(seats, fits, wish.requires)));
+            if !wish.was_refused {
+                plan.waits.push((wish.id, reason(seats, fits, wish.requires)));
+            }
             continue;
         };
         if let Some((_, free)) = classes.get_mut(&seats[at].class) {
@@ -199,12 +206,25 @@ mod tests {
         Seat { id, slots, taken, capabilities, class, groups: Vec::new() }
     }
 
+    fn anything(requires: &Map<String, Value>) -> Wish<'_> {
+        Wish {
+            id: 1,
+            priority: 0,
+            requires,
+            prefers: &[],
+            avoid: &[],
+            is_held_back: false,
+            was_refused: false,
+            group: None,
+        }
+    }
+
     #[test]
     fn jobs_spread_or_pack_prefer_avoid_and_part() {
         let none = Map::new();
         let gpu = object(json!({ "gpu": true }));
         let seats = [seat("a", 4, 3, &none, 0), seat("b", 4, 1, &none, 0), seat("c", 4, 0, &gpu, 1)];
-        let wish = |id| Wish { id, priority: 0, requires: &none, prefers: &[], avoid: &[], group: None };
+        let wish = |id| Wish { id, ..anything(&none) };
         let one = |wish: Wish<'_>, strategy| place(vec![wish], &seats, strategy).offers[0].1.clone();
         assert_eq!(one(wish(1), Strategy::Spread), "c");
         assert_eq!(one(wish(1), Strategy::Pack), "a");
@@ -219,11 +239,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_refused_goes_to_others_at_once_and_back_after_its_wait() {
+        let none = Map::new();
+        let (refuses, other) = (seat("a", 4, 0, &none, 0), seat("b", 1, 0, &none, 0));
+        let avoid = ["a".to_owned()];
+        let wish = |is_held_back| Wish { avoid: &avoid, is_held_back, was_refused: true, ..anything(&none) };
+        let to_a = vec![(1, "a".to_owned())];
+        let alone = [refuses.clone()];
+        assert_eq!(place(vec![wish(true)], &alone, Strategy::Spread), Plan::default(), "its refusal stays its reason");
+        assert_eq!(place(vec![wish(false)], &alone, Strategy::Spread).offers, to_a);
+        let both = [refuses, other];
+        assert_eq!(place(vec![wish(true)], &both, Strategy::Spread).offers, [(1, "b".to_owned())]);
+    }
+
+    #[test]
     fn who_waits_is_told_why() {
         let (none, gpu) = (Map::new(), object(json!({ "gpu": true })));
-        let wish = |requires| Wish { id: 1, priority: 0, requires, prefers: &[], avoid: &[], group: None };
         let why =
-            |requires, seats: &[Seat<'_>]| place(vec![wish(requires)], seats, Strategy::Spread).waits[0].1.clone();
+            |requires, seats: &[Seat<'_>]| place(vec![anything(requires)], seats, Strategy::Spread).waits[0].1.clone();
         assert_eq!(why(&none, &[]), "no agent is connected and free to take jobs");
         assert_eq!(why(&gpu, &[seat("a", 1, 0, &none, 0)]), "no connected agent has the capability gpu: true");
         assert_eq!(why(&none, &[seat("a", 1, 1, &none, 0)]), "every slot of the agents that fit is taken");
@@ -242,7 +275,7 @@ mod tests {
                 .map(|((slots, taken, kind), name)| seat(name, *slots, (*taken).min(*slots), &kinds[*kind as usize], *kind))
                 .collect();
             let asked: Vec<Wish<'_>> = wishes.iter().enumerate().map(|(id, (priority, kind))| Wish {
-                id: id as i64, priority: *priority, requires: &kinds[*kind as usize], prefers: &[], avoid: &[], group: None,
+                id: id as i64, priority: *priority, ..anything(&kinds[*kind as usize])
             }).collect();
             let strategy = if pack { Strategy::Pack } else { Strategy::Spread };
             let plan = place(asked.clone(), &rows, strategy);

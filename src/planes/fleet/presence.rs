@@ -3,17 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::change::{Change, id_of};
-use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed};
+use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed, Then};
 use super::protocol::{ActiveJob, Drain, Hello, ToAgent, close};
 use super::record::{Agent, Wanted};
 use super::store::Order;
 use crate::db::{Json, Timestamp};
 
-/// Slots of one agent: beyond it a mistake.
-const MOST_SLOTS: i64 = 1_000;
 /// How long lost connections count against an agent.
 const FLAPPING: Duration = Duration::from_secs(10 * 60);
 /// Characters of a name or version.
@@ -24,11 +22,6 @@ const GRACE_PER_AGENT: Duration = Duration::from_millis(2);
 fn text(text: Option<&str>) -> Option<String> {
     let clean = |text: &str| text.chars().filter(|c| *c != '\0').take(LONGEST_NAME).collect::<String>();
     text.map(clean).filter(|text| !text.is_empty())
-}
-
-/// `slots` is a whole number; one is the default.
-fn slots(capabilities: &Map<String, Value>) -> i64 {
-    capabilities.get("slots").and_then(Value::as_i64).unwrap_or(1).clamp(0, MOST_SLOTS)
 }
 
 impl Change {
@@ -77,7 +70,7 @@ impl Change {
             agent.name = name;
         }
         agent.software_version = text(hello.version.as_deref()).or(agent.software_version);
-        agent.slots = slots(&hello.capabilities);
+        agent.slots = hello.slots();
         agent.capabilities = Json(hello.capabilities.clone());
         agent.last_seen_at = now;
         agent.token_id = token_id;
@@ -144,7 +137,15 @@ impl Change {
                 (JobStatus::Unknown, Some(job)) => {
                     self.comes_back(id, row.wanted, row.started_at.is_some(), job.status)
                 }
-                (JobStatus::Assigned, Some(_)) => _ = self.step(id, JobEvent::Accepted),
+                (JobStatus::Assigned, Some(_)) => {
+                    self.step(id, JobEvent::Accepted);
+                    if row.wanted != Wanted::Run {
+                        self.begin_stop(id, row.wanted);
+                    }
+                }
+                (JobStatus::Assigned, None) if anew && row.wanted == Wanted::Stop => {
+                    self.step(id, JobEvent::Fenced(Then::Cancel));
+                }
                 (JobStatus::Stopping, Some(_)) if anew => self.send_stop(id),
                 (_, Some(_)) => {}
                 (JobStatus::Assigned, None) if anew => {
@@ -219,7 +220,9 @@ impl Change {
         }
         for job in self.held(agent) {
             let due = now.after(grace);
-            if self.step(job, JobEvent::Lost)
+            // What it was only offered waits for it as long, for it may have begun it, and then goes to another.
+            let offered = self.job(job).is_some_and(|row| row.status == JobStatus::Assigned);
+            if (offered || self.step(job, JobEvent::Lost))
                 && let Some(row) = self.job_mut(job)
             {
                 row.due_at = Some(due);

@@ -21,15 +21,19 @@
 //! | [`close::NO_HELLO`] | it did not say hello in time | connects again with backoff |
 //! | [`close::UNAUTHORIZED`] | its token is wrong or was revoked | stops, and says so |
 //! | [`close::REPLACED`] | another connection said hello as the same agent | stops: two run under one id |
-//! | [`close::SILENT`] | no sign of life within the time-out, or no answer to an order to kill | connects again with backoff |
+//! | [`close::SILENT`] | no sign of life within the time-out, no answer to an order to kill, or taken for lost by another instance | connects again with backoff |
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::model::JobStatus;
 use crate::db::Timestamp;
+use crate::problem::FieldError;
+
+/// Slots of one agent: beyond it a mistake.
+pub const MOST_SLOTS: i64 = 1_000;
 
 /// WebSocket closing codes of ours.
 pub mod close {
@@ -98,8 +102,8 @@ pub struct Hello {
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// `slots` (1 if it is left out), `maxResolution`, and whatever else jobs may ask for.
-    #[serde(default, deserialize_with = "or_default")]
+    /// `slots` (1 to 1,000; 1 if it is left out), `maxResolution`, and whatever else jobs may ask for.
+    #[serde(default, deserialize_with = "capabilities")]
     pub capabilities: Map<String, Value>,
     /// It wants to finish what it has and be given nothing new.
     #[serde(default, deserialize_with = "or_default")]
@@ -114,6 +118,11 @@ pub struct Hello {
 }
 
 impl Hello {
+    /// How many jobs it takes at once.
+    pub fn slots(&self) -> i64 {
+        self.capabilities.get("slots").and_then(Value::as_i64).unwrap_or(1)
+    }
+
     /// All jobs that the agent says it runs, each once.
     pub fn jobs(&self) -> Vec<&ActiveJob> {
         let mut jobs: Vec<&ActiveJob> = self.active_jobs.iter().collect();
@@ -153,25 +162,23 @@ pub struct ActiveJob {
 impl<'de> Deserialize<'de> for ActiveJob {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Id(String),
-            #[serde(rename_all = "camelCase")]
-            Object {
-                #[serde(alias = "id")]
-                job_id: String,
-                #[serde(default)]
-                lease: Option<i64>,
-                #[serde(default)]
-                status: Option<String>,
-            },
+        #[serde(rename_all = "camelCase")]
+        struct Named {
+            #[serde(alias = "id")]
+            job_id: String,
+            #[serde(default)]
+            lease: Option<i64>,
+            #[serde(default)]
+            status: Option<String>,
         }
-        Ok(match Form::deserialize(deserializer)? {
-            Form::Id(job_id) => Self { job_id, ..Self::default() },
-            Form::Object { job_id, lease, status } => {
-                Self { job_id, lease, status: status.and_then(|status| status.parse().ok()) }
+        match Value::deserialize(deserializer)? {
+            Value::String(job_id) => Ok(Self { job_id, ..Self::default() }),
+            named @ Value::Object(_) => {
+                let Named { job_id, lease, status } = serde_json::from_value(named).map_err(D::Error::custom)?;
+                Ok(Self { job_id, lease, status: status.and_then(|status| status.parse().ok()) })
             }
-        })
+            other => Err(D::Error::custom(format_args!("takes a job's id, or an object with `jobId`, not {other}"))),
+        }
     }
 }
 
@@ -383,24 +390,41 @@ impl Frame<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, Malformed> {
         let payload = self.payload.map_or("{}", RawValue::get);
         let payload = if payload == "null" { "{}" } else { payload };
-        serde_json::from_str(payload).map_err(|cause| Malformed {
+        object(payload).map_err(|cause| Malformed {
             msg_id: self.msg_id.clone(),
-            cause: format!("the payload of `{}` does not fit: {}", self.kind, without_place(&cause)),
+            cause: format!("the payload of `{}` does not fit: {cause}", self.kind),
         })
     }
 }
 
 fn frame(text: &str) -> Result<Frame<'_>, Malformed> {
-    serde_json::from_str(text).map_err(|cause| Malformed {
+    object(text).map_err(|cause| Malformed {
         msg_id: None,
-        cause: format!("a message is a JSON object with `type` and `payload`: {}", without_place(&cause)),
+        cause: format!("a message is a JSON object with `type` and `payload`: {cause}"),
     })
 }
 
-/// serde's words without line and column, which mean nothing in a message of one line.
-fn without_place(cause: &serde_json::Error) -> String {
-    let text = cause.to_string();
-    text.split(" at line ").next().unwrap_or(&text).to_owned()
+/// Reads an object; the refusal is in words that whoever wrote it can act on.
+fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    // serde would also take the fields' values in a row, which nobody means.
+    if text.trim_start().starts_with('[') {
+        return Err("it is a list".to_owned());
+    }
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        explain(&path, &error.into_inner())
+    })?;
+    reader.end().map_err(|cause| explain(".", &cause))?;
+    Ok(read)
+}
+
+fn explain(path: &str, cause: &serde_json::Error) -> String {
+    if !cause.is_data() {
+        return format!("it is not valid JSON, {cause}");
+    }
+    let FieldError { field, message } = crate::web::explain(path, &cause.to_string());
+    if field == "body" { format!("it {message}") } else { format!("`{field}` {message}") }
 }
 
 fn with_ids<M>(frame: Frame<'_>, message: M) -> Received<M> {
@@ -478,6 +502,17 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserial
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+fn capabilities<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
+    let capabilities: Map<String, Value> = or_default(deserializer)?;
+    let is_fit = |slots: &Value| slots.as_i64().is_some_and(|slots| (1..=MOST_SLOTS).contains(&slots));
+    match capabilities.get("slots").filter(|slots| !is_fit(slots)) {
+        Some(slots) => {
+            Err(D::Error::custom(format_args!("`slots` takes a whole number from 1 to {MOST_SLOTS}, not {slots}")))
+        }
+        None => Ok(capabilities),
+    }
+}
+
 /// Anything else counts as left out.
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
@@ -539,7 +574,47 @@ mod tests {
         let broken = from_agent(r#"{"type":"agent.job.update","msgId":"m","payload":{"status":"RUNNING"}}"#);
         let broken = broken.expect_err("no jobId");
         assert_eq!(broken.msg_id.as_deref(), Some("m"));
-        assert_eq!(broken.cause, "the payload of `agent.job.update` does not fit: missing field `jobId`");
+        assert_eq!(broken.cause, "the payload of `agent.job.update` does not fit: `jobId` is required");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_the_words_of_who_wrote_it() {
+        let hello = |payload: Value| json!({ "type": "agent.hello", "payload": payload }).to_string();
+        let slots = |slots: Value| hello(json!({ "agentId": "a", "capabilities": { "slots": slots } }));
+        let whole = "`capabilities` `slots` takes a whole number from 1 to 1000, not ";
+        for (text, words) in [
+            ("[]".to_owned(), "it is a list"),
+            (r#"["agent.heartbeat"]"#.to_owned(), "it is a list"),
+            ("null".to_owned(), "it takes an object, not null"),
+            ("{".to_owned(), "it is not valid JSON"),
+            (r#"{"type":7}"#.to_owned(), "`type` takes a text, not the number 7"),
+            (hello(json!([])), "it is a list"),
+            (hello(json!({})), "`agentId` is required"),
+            (hello(json!({ "agentId": "a", "drain": "yes" })), "`drain` takes true or false, not the text \"yes\""),
+            (
+                hello(json!({ "agentId": "a", "activeJobs": [["job-1"]] })),
+                r#"`activeJobs[0]` takes a job's id, or an object with `jobId`, not ["job-1"]"#,
+            ),
+            (
+                hello(json!({ "agentId": "a", "activeJobs": "job-1" })),
+                "`activeJobs` takes a list, not the text \"job-1\"",
+            ),
+            (hello(json!({ "agentId": "a", "activeJobs": [{ "lease": 1 }] })), "`activeJobs[0].jobId` is required"),
+            (slots(json!(0)), whole),
+            (slots(json!(-1)), whole),
+            (slots(json!("2")), whole),
+            (slots(json!(1.5)), whole),
+            (slots(json!(1_000_000_000)), whole),
+            (slots(json!(null)), whole),
+            (slots(json!(true)), whole),
+        ] {
+            let refused = from_agent(&text).expect_err(&text).cause;
+            assert!(refused.contains(words), "{text}: {refused}");
+        }
+        assert!(from_agent(&slots(json!(1_000))).is_ok());
+        let update = r#"{"type":"agent.job.update","payload":{"jobId":"job-1","status":"SINGING"}}"#;
+        let refused = from_agent(update).expect_err("no status").cause;
+        assert!(refused.contains("`status` takes CREATED, PENDING,"), "{refused}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use futures_util::SinkExt;
 use tokio::sync::oneshot;
 
 use super::Fleet;
@@ -29,8 +30,10 @@ const WRITE_BUFFER: usize = 4 * 1024;
 const MOST_UNWRITTEN: usize = 2 << 20;
 /// How long a stranger may take to say hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a closing frame may take.
+/// How long an end may take, with all that is still read before it.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Who has nothing more to say for so long has nothing on its way that would reset the connection.
+const SILENCE: Duration = Duration::from_millis(250);
 /// Messages a second, and in a burst: far more than heartbeats and progress of a hundred jobs.
 const RATE: f64 = 50.0;
 const BURST: f64 = 500.0;
@@ -97,23 +100,41 @@ pub async fn farewell(socket: &mut WebSocket, code: u16, reason: &str) {
         end -= 1;
     }
     let frame = CloseFrame { code, reason: Utf8Bytes::from(&reason[..end]) };
-    let _ = tokio::time::timeout(FAREWELL, socket.send(Message::Close(Some(frame)))).await;
+    let part = async {
+        if socket.send(Message::Close(Some(frame))).await.is_err() {
+            return;
+        }
+        // The kernel resets a connection that is dropped with something unread, and the frame may be lost with it.
+        while let Ok(Some(Ok(message))) = tokio::time::timeout(SILENCE, socket.recv()).await {
+            if matches!(message, Message::Close(_)) {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, part).await;
+}
+
+/// The other side has closed: the answer, which the library has ready, goes out.
+pub async fn answer_close(socket: &mut WebSocket) {
+    let _ = tokio::time::timeout(FAREWELL, socket.flush()).await;
 }
 
 /// Serves one connection until it ends.
 pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, from_loopback: bool, place: Option<Place>) {
     let said = tokio::select! {
-        () = fleet.stop.cancelled() => Err(goodbye(1001, "this instance goes away; connect again after a random moment")),
+        () = fleet.stop.cancelled() => {
+            Err(Some(goodbye(1001, "this instance goes away; connect again after a random moment")))
+        }
         // A door waits by the machine's time, whatever clock the platform runs on.
         hello = tokio::time::timeout(HELLO_PATIENCE, first(&mut socket)) => match hello {
             Ok(hello) => hello,
-            Err(_) => Err(goodbye(close::NO_HELLO, "say agent.hello within 10 seconds")),
+            Err(_) => Err(Some(goodbye(close::NO_HELLO, "say agent.hello within 10 seconds"))),
         },
     };
     let mut session = match said {
         Ok(hello) => match Session::open(&fleet, hello, from_loopback).await {
             Ok(session) => session,
-            Err(end) => return refuse(&mut socket, &fleet, end).await,
+            Err(end) => return refuse(&mut socket, &fleet, Some(end)).await,
         },
         Err(end) => return refuse(&mut socket, &fleet, end).await,
     };
@@ -122,12 +143,14 @@ pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, from_loopback: bool
     let connection = session.connection.clone();
     drop(session);
     let _ = fleet.intake.send(Report::Lost(connection)).await;
-    if let Some(Goodbye { code, reason }) = end {
-        farewell(&mut socket, code, &reason).await;
+    match end {
+        Some(Goodbye { code, reason }) => farewell(&mut socket, code, &reason).await,
+        None => answer_close(&mut socket).await,
     }
 }
 
-async fn refuse(socket: &mut WebSocket, fleet: &Fleet, Goodbye { code, reason }: Goodbye) {
+async fn refuse(socket: &mut WebSocket, fleet: &Fleet, end: Option<Goodbye>) {
+    let Some(Goodbye { code, reason }) = end else { return answer_close(socket).await };
     let kind = match code {
         close::UNAUTHORIZED => "unauthorized",
         close::NO_HELLO => "no-hello",
@@ -144,22 +167,22 @@ fn complaint(fleet: &Fleet, code: &str, message: &str, about: Option<String>) ->
     protocol::encode(&complaint, &ids).into()
 }
 
-/// The first message, which has to be a hello.
-async fn first(socket: &mut WebSocket) -> Result<Received<FromAgent>, Goodbye> {
+/// The first message, which has to be a hello; no reason where the other side has left.
+async fn first(socket: &mut WebSocket) -> Result<Received<FromAgent>, Option<Goodbye>> {
     loop {
         let text = match socket.recv().await {
             Some(Ok(Message::Text(text))) => text,
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-            Some(Ok(Message::Binary(_))) => return Err(goodbye(1003, "messages are text")),
-            Some(Ok(Message::Close(_))) | None => return Err(goodbye(1000, "closed")),
-            Some(Err(cause)) => return Err(goodbye(1008, format!("broke a bound or the protocol: {cause}"))),
+            Some(Ok(Message::Binary(_))) => return Err(Some(goodbye(1003, "messages are text"))),
+            Some(Ok(Message::Close(_))) | None => return Err(None),
+            Some(Err(cause)) => return Err(Some(goodbye(1008, format!("broke a bound or the protocol: {cause}")))),
         };
         if has_nul(&text) {
-            return Err(goodbye(1008, "a NUL character cannot be stored"));
+            return Err(Some(goodbye(1008, "a NUL character cannot be stored")));
         }
-        let received = protocol::from_agent(&text).map_err(|broken| goodbye(1008, broken.to_string()))?;
+        let received = protocol::from_agent(&text).map_err(|broken| Some(goodbye(1008, broken.to_string())))?;
         if !matches!(received.message, FromAgent::Hello(_)) {
-            return Err(goodbye(1008, "say agent.hello first"));
+            return Err(Some(goodbye(1008, "say agent.hello first")));
         }
         return Ok(received);
     }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Fleet;
 use super::mirror::Filter;
 use super::protocol::{self, Complaint, FromUi, Received, Subscribe, UiReady};
-use super::socket::{Rate, farewell};
+use super::socket::{Rate, answer_close, farewell};
 use crate::db::Timestamp;
 
 /// What a client may say: subscriptions.
@@ -51,7 +51,10 @@ struct View {
 impl View {
     fn new(fleet: &Fleet, wanted: &Subscribe, answers: Option<String>) -> Result<Self, String> {
         let since = match &wanted.since {
-            Some(text) => Some(text.parse::<i64>().map_err(|_| "`since` takes the `seq` of a message".to_owned())?),
+            Some(text) => {
+                let seq = text.parse::<i64>().ok().filter(|seq| *seq >= 0);
+                Some(seq.ok_or("`since` takes the `seq` of a message, a whole number from 0")?)
+            }
             None => None,
         };
         let resumed = since.filter(|since| fleet.mirror.can_resume(*since));
@@ -104,7 +107,8 @@ pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, wanted: Subscribe) 
                     Some(Ok(Message::Text(text))) => text,
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                     Some(Ok(Message::Binary(_))) => return farewell(&mut socket, 1003, "messages are text").await,
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                    Some(Ok(Message::Close(_))) => return answer_close(&mut socket).await,
+                    Some(Err(_)) | None => return,
                 };
                 if !rate.allows(fleet.clock.elapsed()) {
                     return farewell(&mut socket, 1008, "too many messages").await;

@@ -167,7 +167,8 @@ on_both! {
                     for header in headers {
                         request = request.header("authorization", *header);
                     }
-                    request.send().await.expect("an answer").status().as_u16()
+                    let answer = request.send().await.expect("an answer");
+                    (answer.status().as_u16(), answer.text().await.unwrap_or_default())
                 };
                 let admin = format!("Bearer {}", secret("admin"));
                 let in_query = format!("?token={0}&access_token={0}", secret("admin"));
@@ -188,15 +189,19 @@ on_both! {
                 ];
                 for (state, query, headers) in &strangers {
                     let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
-                    let status = ask(query, &headers).await;
+                    let (status, _) = ask(query, &headers).await;
                     let refused = status == 401;
                     assert_eq!(refused, !open && may != May::Anybody, "{method} {path}, {state}, open: {open}: {status}");
                 }
                 for (name, role) in roles {
-                    let status = ask("", &[&format!("Bearer {}", secret(name))]).await;
-                    let may = match may { May::Anybody => true, May::From(least) => open || role >= least };
-                    assert_eq!(status != 403, may, "{method} {path}, {name}, open: {open}: {status}");
+                    let (status, said) = ask("", &[&format!("Bearer {}", secret(name))]).await;
+                    let refused_for = match may { May::From(least) if !open && role < least => Some(least), _ => None };
+                    assert_eq!(status == 403, refused_for.is_some(), "{method} {path}, {name}, open: {open}: {status}");
                     assert_ne!(status, 401, "{method} {path}, {name}");
+                    if let Some(least) = refused_for {
+                        let suffices = format!("with the role {}.", json!(least).as_str().expect("a name"));
+                        assert!(said.contains(&suffices), "{method} {path}, {name}: {said}");
+                    }
                 }
             }
             world.stop().await;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use showrunner::app::Mode;
 
-use super::{Socket, address, agent, agent_at, creeping, submit, take, until, until_agent, update};
+use super::{Socket, address, agent, agent_at, creeping, pass, submit, take, until, until_agent, update};
 use crate::on_both;
 
 on_both! {
@@ -38,6 +38,50 @@ on_both! {
         until(&world, &job, "UNKNOWN").await;
         let _studio = agent_at(address(&world), "studio", 1, json!([{ "jobId": job, "lease": 1 }])).await;
         until(&world, &job, "RUNNING").await;
+    }
+
+    async fn the_first_agent_of_an_instance_is_never_taken_for_lost(world) {
+        if world.is_sqlite() {
+            return world.end().await; // one process serves a file
+        }
+        world.config.fleet.heartbeat_timeout_ms = 600_000;
+        world.start().await;
+        let other = world.instance(Mode::Serve, 2, None).await;
+        // Time stands still: the other instance has not looked around since it got its first agent.
+        let mut studio = agent_at(other.address().expect("an address"), "studio", 1, json!([])).await;
+        let alive = "SELECT COUNT(*) FROM agents JOIN fleet_instances ON fleet_instances.id = agents.instance";
+        assert_eq!(world.number(alive).await, 1, "its instance is known to live no later than the agent");
+        let job = submit(&world, json!({})).await;
+        creeping(&world, take(&mut studio)).await;
+        pass(&world, 10).await;
+        until(&world, &job, "RUNNING").await;
+        assert_eq!(world.number("SELECT drops FROM agents").await, 0);
+        other.stop().await;
+    }
+
+    async fn an_agent_that_was_wrongly_given_up_is_sent_back_and_keeps_its_stream(world) {
+        world.config.fleet.heartbeat_timeout_ms = 600_000;
+        world.start().await;
+        let mut studio = agent(&world, "studio", 1).await;
+        let job = submit(&world, json!({ "restartPolicy": "onFailure" })).await;
+        take(&mut studio).await;
+        until_agent(&world, "studio", "RUNNING").await;
+        // As if its instance had given no sign of life: somebody takes it for lost, and its connection stands.
+        world.sql("UPDATE agents SET instance = 'stalled'").await;
+        until_agent(&world, "studio", "OFFLINE").await;
+        until(&world, &job, "UNKNOWN").await;
+        // What it says meanwhile does not have its stream run on an agent that is away.
+        studio.say(update(&job, "RUNNING")).await;
+        studio.say(json!({ "type": "agent.heartbeat", "payload": { "activeJobs": [job] } })).await;
+        studio.say(json!({ "type": "agent.sing" })).await;
+        studio.hear("error").await; // all of that has been passed on by now, and is written down before the next hello
+        let _later = agent(&world, "later", 1).await;
+        assert_eq!(world.text("SELECT status FROM stream_jobs WHERE due_at IS NOT NULL").await, "UNKNOWN");
+        assert_eq!(creeping(&world, studio.closed()).await, 4410);
+        let _studio = agent_at(address(&world), "studio", 1, json!([{ "jobId": job, "lease": 1 }])).await;
+        until(&world, &job, "RUNNING").await;
+        until_agent(&world, "studio", "RUNNING").await;
+        assert_eq!(world.number("SELECT lease FROM stream_jobs").await, 1);
     }
 
     async fn a_command_reaches_an_agent_of_another_instance(world) {

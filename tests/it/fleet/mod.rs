@@ -1,6 +1,7 @@
 //! Stories of the fleet: agents and watchers over real WebSockets, jobs over HTTP, on both databases.
 
 mod agents;
+mod closing;
 mod instances;
 mod loops;
 mod streams;
@@ -48,12 +49,17 @@ impl Socket {
 
     /// The next message, or the code with which the connection was closed.
     pub async fn next(&mut self) -> Result<Value, u16> {
+        self.next_or_end().await.map_err(|(code, _)| code)
+    }
+
+    /// The next message, or the code and reason with which the connection was closed.
+    async fn next_or_end(&mut self) -> Result<Value, (u16, String)> {
         let next = async {
             loop {
                 match self.inner.next().await {
                     Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
-                    Some(Ok(Message::Close(Some(frame)))) => return Err(u16::from(frame.code)),
-                    Some(Ok(Message::Close(None))) | None | Some(Err(_)) => return Err(0),
+                    Some(Ok(Message::Close(Some(frame)))) => return Err((frame.code.into(), frame.reason.to_string())),
+                    Some(Ok(Message::Close(None))) | None | Some(Err(_)) => return Err((0, String::new())),
                     Some(Ok(_)) => {}
                 }
             }
@@ -74,9 +80,14 @@ impl Socket {
 
     /// Reads to the end; the code with which it was closed.
     pub async fn closed(&mut self) -> u16 {
+        self.closed_because().await.0
+    }
+
+    /// The same, with the reason.
+    pub async fn closed_because(&mut self) -> (u16, String) {
         loop {
-            if let Err(code) = self.next().await {
-                return code;
+            if let Err(end) = self.next_or_end().await {
+                return end;
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{TOKEN, address, agent, agent_at, hello, pass, submit, take, until, until_agent, update};
+use super::{Socket, TOKEN, address, agent, agent_at, hello, pass, submit, take, until, until_agent, update};
 use crate::on_both;
 
 on_both! {
@@ -122,8 +122,6 @@ on_both! {
         let offer = proud.hear("agent.assign").await;
         let refusal = json!({ "jobId": job, "accepted": false, "reason": "no disk" });
         proud.say(json!({ "type": "agent.assign.ack", "correlationId": offer["msgId"], "payload": refusal })).await;
-        world.until("SELECT reason FROM stream_jobs WHERE id = 1", "agent proud refused it: no disk").await;
-        pass(&world, 1).await;
         let offer = second.hear("agent.assign").await;
         assert_eq!(offer["payload"]["lease"], 2);
 
@@ -142,6 +140,37 @@ on_both! {
         second.say(json!({ "type": "agent.assign.ack", "payload": { "jobId": job, "accepted": true, "lease": 2 } })).await;
         assert_eq!(second.hear("agent.job.kill").await["payload"], json!({ "jobId": job, "lease": 2 }));
         until(&world, &job, "ASSIGNED").await;
+    }
+
+    async fn a_job_that_no_agent_can_run_stands_in_nobodys_way(world) {
+        world.config.fleet.heartbeat_timeout_ms = 600_000;
+        world.start().await;
+        let (mut first, mut second) = (agent(&world, "first", 1).await, agent(&world, "second", 1).await);
+        let unfit = submit(&world, json!({})).await;
+        let refuse = async |agent: &mut Socket| {
+            let offer = agent.hear("agent.assign").await;
+            assert_eq!(offer["payload"]["jobId"], json!(unfit));
+            let refusal = json!({ "jobId": unfit, "accepted": false, "reason": "the job's config has no `secs`" });
+            agent.say(json!({ "type": "agent.assign.ack", "correlationId": offer["msgId"], "payload": refusal })).await;
+        };
+        refuse(&mut first).await;
+        refuse(&mut second).await; // at once: no time has passed
+        for _ in 0..4 {
+            let why = "SELECT reason FROM stream_jobs WHERE id = 1 AND status = 'PENDING'";
+            world.until(&format!("SELECT COUNT(*) FROM ({why}) AS waits WHERE reason LIKE '% refused it: the job''s config has no `secs`'"), "1").await;
+            pass(&world, 16).await; // its wait has grown to 16 s at most
+            refuse(&mut first).await;
+        }
+        world.until("SELECT reason FROM stream_jobs WHERE id = 1", "agent first refused it: the job's config has no `secs`").await;
+        for name in ["first", "second"] {
+            until_agent(&world, name, "IDLE").await;
+        }
+        // Nobody was put to rest: good jobs have both agents now.
+        let good = [submit(&world, json!({})).await, submit(&world, json!({})).await];
+        assert_eq!(take(&mut first).await.0, good[0]);
+        assert_eq!(take(&mut second).await.0, good[1]);
+        until(&world, &good[1], "RUNNING").await;
+        world.until("SELECT reason FROM stream_jobs WHERE id = 1", "agent first refused it: the job's config has no `secs`").await;
     }
 
     async fn a_failed_stream_begins_again_with_backoff_as_its_policy_says(world) {

@@ -68,6 +68,24 @@ async fn ffmpeg_tells_its_progress_is_muted_and_closes_its_file() {
 }
 
 #[tokio::test]
+async fn how_far_a_stream_came_is_told_with_its_end() {
+    let (desk, folder) = (Desk::open().await, tempfile::tempdir().expect("a folder"));
+    // What ffmpeg prints of a stream that is shorter than the time between two tellings.
+    let command = r#"sh -c 'printf "frame=5\nout_time_us=200000\nprogress=continue\nframe=75\nout_time_us=3000000\nprogress=end\n"; exit "$0"' {code}"#;
+    let _agent = Agent::start(&desk.url(), folder.path(), command, &[]);
+    let mut call = desk.welcome(0).await;
+    for (job, code, status) in [("job-1", 0, "STOPPED"), ("job-2", 3, "FAILED")] {
+        call.assign(job, 1, json!({ "code": code })).await;
+        let ended = call.status(job, status).await;
+        assert_eq!(ended["progress"], json!({ "frames": 75, "positionMs": 3_000 }), "{ended}");
+    }
+    // It is told again after an outage, like the end itself.
+    call.close(1001).await;
+    let mut call = desk.welcome(0).await;
+    assert_eq!(call.status("job-1", "STOPPED").await["progress"]["frames"], 75);
+}
+
+#[tokio::test]
 async fn ffmpeg_without_the_filter_says_so_and_its_last_lines_explain_a_failure() {
     if !has_ffmpeg() {
         return;

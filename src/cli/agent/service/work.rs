@@ -81,7 +81,7 @@ impl Service {
             }
             Err(cause) => {
                 self.lines.say(Mark::Bad, "job.failed", Some(job), &cause);
-                if let Some(end) = self.jobs.ended(job, false, None, cause) {
+                if let Some(end) = self.jobs.ended(job, false, None, cause, None) {
                     self.update(end);
                 }
             }
@@ -167,7 +167,8 @@ impl Service {
             Told::Ended(end) => {
                 self.processes.remove(job);
                 let sentence = end.sentence(self.settings.template.program());
-                let Some(update) = self.jobs.ended(job, end.is_success(), end.exit_code(), sentence) else { return };
+                let (success, exit_code) = (end.is_success(), end.exit_code());
+                let Some(update) = self.jobs.ended(job, success, exit_code, sentence, end.progress) else { return };
                 let failed = update.status == Some(JobStatus::Failed);
                 let (mark, event) = if failed { (Mark::Bad, "job.failed") } else { (Mark::Good, "job.stopped") };
                 let said = match &update.error {
