@@ -8,6 +8,14 @@ use crate::control::orchestrator::LoopError;
 use crate::db;
 use crate::telemetry::{TelemetryError, visible};
 
+/// An address without what may be a secret in it: who logs in, and what is asked.
+pub(super) fn without_secrets(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let host = host.split(['?', '#']).next().unwrap_or_default();
+    if scheme.is_empty() { host.to_owned() } else { format!("{scheme}://{host}") }
+}
+
 /// What a command returns.
 pub(super) type Outcome<T = ()> = Result<T, Failure>;
 

@@ -78,7 +78,7 @@ struct Common {
 #[derive(Debug, Clone, Args)]
 struct Server {
     /// A running server, e.g. http://127.0.0.1:8000; without it, straight to the database.
-    #[arg(long, env = "SHOWRUNNER_URL", value_name = "URL")]
+    #[arg(long, env = "SHOWRUNNER_URL", value_name = "URL", hide_env_values = true)]
     url: Option<String>,
     /// The server's token.
     #[arg(long, env = "SHOWRUNNER_TOKEN", value_name = "TOKEN", hide_env_values = true)]

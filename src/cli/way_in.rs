@@ -6,7 +6,7 @@ use reqwest::{Client, Method, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, without_secrets};
 use super::{Common, Server};
 use crate::actor::Actor;
 use crate::app::{App, Mode, Parts};
@@ -158,7 +158,9 @@ impl Remote {
         let base = Url::parse(&with_slash)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| Failure::usage(format!("`{text}` is no server; --url takes http://host:port")))?;
+            .ok_or_else(|| {
+                Failure::usage(format!("`{}` is no server; --url takes http://host:port", without_secrets(text)))
+            })?;
         let client = Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .timeout(PATIENCE)
@@ -188,7 +190,7 @@ impl Remote {
         }
         let not_ours = |cause: String| {
             let start: String = text.chars().take(SHOWN_CHARS).collect();
-            Failure::failed(format!("{} answers as no showrunner does ({cause}): {start}", self.base))
+            Failure::failed(format!("{} answers as no showrunner does ({cause}): {start}", self.shown()))
         };
         let Some(part) = part else {
             return serde_json::from_str(&text).map_err(|cause| not_ours(cause.to_string()));
@@ -206,8 +208,12 @@ impl Remote {
         Failure::unreachable(format!(
             "{} does not answer ({root}). Is the server running? `showrunner serve` starts one; without --url this \
              command goes straight to the database.",
-            self.base
+            self.shown()
         ))
+    }
+
+    fn shown(&self) -> String {
+        without_secrets(self.base.as_str())
     }
 
     /// The server's own words, and what to do where that is ours to know.

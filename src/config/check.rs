@@ -229,7 +229,7 @@ impl Auth {
             if !(1..=MAX_NAME_CHARS).contains(&length) || token.name.trim() != token.name || !printable(&token.name) {
                 faults.add(&key("name"), format!("takes 1 to {MAX_NAME_CHARS} printable characters"));
             } else if !names.insert(token.name.as_str()) {
-                faults.add(&key("name"), format!("`{}` is taken by another token", token.name));
+                faults.add(&key("name"), "is the name of another token too");
             }
             let secret = token.token.expose_secret();
             // A header carries only visible ASCII.

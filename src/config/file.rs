@@ -35,7 +35,20 @@ fn parse(text: &str, format: config::FileFormat) -> Result<Value, String> {
         .add_source(config::File::from_str(text, format))
         .build()
         .and_then(config::Config::try_deserialize::<Value>)
-        .map_err(|cause| format!("cannot be read: {cause}"))
+        .map_err(|cause| format!("cannot be read: {}", without_source(&cause.to_string())))
+}
+
+/// A parser's words without the lines of the file that it draws beneath them (`3 | secret = …`): they may hold secrets.
+fn without_source(words: &str) -> String {
+    let drawn = |line: &str| {
+        line.trim_start().trim_start_matches(|letter: char| letter.is_ascii_digit()).trim_start().starts_with('|')
+    };
+    let lines: Vec<&str> = words.lines().collect();
+    let told = match (lines.iter().position(|line| drawn(line)), lines.iter().rposition(|line| drawn(line))) {
+        (Some(first), Some(last)) => [&lines[..first], &lines[last + 1..]].concat(),
+        _ => lines,
+    };
+    told.into_iter().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(": ")
 }
 
 /// What the parsers would need too long or too much for; looked for in the text, before they see it.

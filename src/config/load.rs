@@ -415,6 +415,10 @@ fn dotted(path: &serde_path_to_error::Path) -> String {
 
 /// serde's words, where ours are plainer.
 fn reworded(key: &str, message: &str) -> String {
+    if is_secret(key) {
+        let expected = message.split_once(", expected ").map(|(_, expected)| format!("; expected {expected}"));
+        return format!("the value cannot be taken{}", expected.unwrap_or_default());
+    }
     match key {
         "port" => format!("{message}; a port is 0 to 65535"),
         "host" => format!("{message}; an IP address such as 127.0.0.1, ::1 or 0.0.0.0 is taken"),
@@ -427,10 +431,16 @@ fn is_name(name: &str) -> bool {
     (1..=100).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
 }
 
+/// Whether a value may be a secret. A token's name and role are, too: whoever swaps two parts writes it there.
+fn is_secret(key: &str) -> bool {
+    const SECRETS: [&str; 3] = ["database_url", "secret_key", "storage.backends"];
+    let may_hold_one = key.ends_with("secret") || key.ends_with("token") || key.ends_with("url");
+    may_hold_one || key.starts_with("auth.") || SECRETS.contains(&key)
+}
+
 /// A value as it was written, unless it is a secret.
 fn shown(key: &str, value: &Value) -> String {
-    const SECRETS: [&str; 3] = ["database_url", "secret_key", "storage.backends"];
-    if key.ends_with("secret") || key.ends_with("token") || SECRETS.contains(&key) {
+    if is_secret(key) {
         return "the value".to_owned();
     }
     match value {

@@ -21,7 +21,7 @@ const SUBJECT: &str = "loop";
 pub struct Gap {
     /// When the last cycle before it ended, or the loop was switched on.
     pub since: Timestamp,
-    /// When the next cycle began.
+    /// When the next cycle began, or ended where it was what took so long.
     pub until: Timestamp,
     /// Whole seconds.
     pub seconds: u64,

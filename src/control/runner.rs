@@ -248,7 +248,29 @@ impl Runner {
         }
         self.next_tick += self.parts.interval * (skipped + 1);
         self.notice_gap().await;
-        self.run_cycle(None, i64::from(skipped)).await.ok();
+        let (began, ran_at) = (self.parts.clock.elapsed(), self.ran_at);
+        if self.run_cycle(None, i64::from(skipped)).await.is_ok() {
+            self.notice_long_cycle(ran_at, began).await;
+        }
+    }
+
+    /// Looks whether the cycle that has just ended was itself what kept cycles from ending; the next one tells of it.
+    async fn notice_long_cycle(&mut self, ran_at: Option<Duration>, began: Duration) {
+        let longest = self.parts.interval * gap::INTERVALS;
+        let now = self.parts.clock.elapsed();
+        // A gap before the cycle was told by the cycle; another one begins where that ended.
+        let since = ran_at.filter(|ran_at| began.saturating_sub(*ran_at) <= longest).unwrap_or(began);
+        let lasted = now.saturating_sub(since);
+        if lasted <= longest {
+            return;
+        }
+        match self.parts.db.now().await {
+            Ok(until) => {
+                let because = format!("one cycle took {} s", now.saturating_sub(began).as_secs());
+                self.parts.cycle.ends_gap(until.before(lasted), until, because);
+            }
+            Err(cause) => tracing::warn!(%cause, "a cycle took long, and the ledger cannot be told"),
+        }
     }
 
     /// Looks whether the coming cycle ends a time without cycles; the database is only asked where that can be.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::cycle::CycleError;
 use super::decider::RuleBook;
-use super::{CycleRunner, Executor, Monitor, Occasion, Trigger, forget_old, leader};
+use super::{CycleRunner, Executor, Lead, Mode, Monitor, Occasion, Runner, RunnerParts, Trigger, forget_old, leader};
 use crate::actor::Actor;
 use crate::clock::{ManualClock, SharedClock};
 use crate::config::{Config, Governors, Retention};
@@ -158,6 +158,57 @@ async fn a_walk_over_the_ledger_that_is_pruned_meanwhile_finds_it_whole() {
     let walked = db.clone().with_faults(Arc::new(Prunes(db.clone(), AtomicBool::new(false))));
     let found = ledger::verify(&walked, |_| {}).await.expect("a walk");
     assert_eq!((found.first_bad, found.checkpoint_id, found.entries), (None, Some(4), 2));
+}
+
+/// Lets time pass once, while a cycle is written down, as a file that another process locks does.
+struct Hangs(Arc<ManualClock>, AtomicBool);
+
+#[async_trait]
+impl Faults for Hangs {
+    async fn strike(&self, point: Point<'_>) -> Result<()> {
+        let writes = matches!(point, Point::Statement(text) if text.starts_with("INSERT INTO cycles"));
+        if writes && self.1.swap(false, Ordering::Relaxed) {
+            self.0.advance(Duration::from_secs(20));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_cycle_that_hangs_leaves_one_gap_from_end_to_end() {
+    let clock = ManualClock::at("2026-11-20T12:00:00Z".parse().expect("a time"));
+    let hangs = Arc::new(Hangs(clock.clone(), AtomicBool::new(false)));
+    let db = Db::open(&Options::new("sqlite::memory:"), clock.clone()).await.expect("open");
+    db.migrate().await.expect("migrate");
+    let db = db.with_faults(hangs.clone());
+    super::switch::set(&db, true, &Actor::System).await.expect("on");
+    let (cycle, _) = leading(&db, clock.clone()).await;
+    leader::release(&db, "here", 1).await.expect("released");
+    let mut runner = Runner::new(RunnerParts {
+        db: db.clone(),
+        clock: clock.clone(),
+        instance: "here".to_owned(),
+        interval: Duration::from_secs(2),
+        mode: Mode::Serve,
+        cycle,
+        lead: Lead::default(),
+    });
+    for step in 0..10 {
+        hangs.1.store(step == 3, Ordering::Relaxed);
+        runner.step().await;
+        clock.advance(Duration::from_secs(2));
+    }
+    let gaps: Vec<(String,)> = db
+        .query("SELECT payload FROM ledger_entries WHERE event_type = 'orchestrator.gap'")
+        .all()
+        .await
+        .expect("the ledger");
+    let gaps: Vec<serde_json::Value> = gaps.iter().map(|(gap,)| serde_json::from_str(gap).expect("JSON")).collect();
+    let gap = json!({
+        "since": "2026-11-20T12:00:04.000Z", "until": "2026-11-20T12:00:26.000Z", "seconds": 22,
+        "because": "one cycle took 20 s",
+    });
+    assert_eq!(gaps, [gap]);
 }
 
 /// Whether `holder` gets the lease now.

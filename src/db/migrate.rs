@@ -52,6 +52,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0007_text.sql"),
         include_str!("../../migrations/postgres/0007_text.sql"),
     ),
+    (
+        8,
+        "times",
+        include_str!("../../migrations/sqlite/0008_times.sql"),
+        include_str!("../../migrations/postgres/0008_times.sql"),
+    ),
 ];
 
 /// Where a database stands against this program.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -102,7 +102,11 @@ impl Encode<'_, Sqlite> for Timestamp {
 }
 impl Decode<'_, Sqlite> for Timestamp {
     fn decode(value: SqliteValueRef<'_>) -> Result<Self, BoxDynError> {
-        Ok(<&str as Decode<Sqlite>>::decode(value)?.parse()?)
+        let text = <&str as Decode<Sqlite>>::decode(value)?;
+        match text.parse() {
+            Ok(at) => Ok(at),
+            Err(error) => from_sqlite(text).ok_or_else(|| error.into()),
+        }
     }
 }
 impl Type<Postgres> for Timestamp {
@@ -125,19 +129,39 @@ impl Decode<'_, Postgres> for Timestamp {
     }
 }
 
-/// PostgreSQL's binary form: microseconds since 2000. What lies outside of the years 0 to 9999, `infinity` included, is
-/// taken as the nearest time inside, so that its text keeps its width.
+const FIRST: i64 = -62_167_219_200_000; // 0000-01-01 in Unix milliseconds
+const LAST: i64 = 253_402_300_799_999; // 9999-12-31T23:59:59.999
+
+/// What lies outside of the years 0 to 9999 is taken as the nearest time inside, so that its text keeps its width.
+fn nearest(milliseconds: i64) -> Timestamp {
+    Timestamp(DateTime::from_timestamp_millis(milliseconds.clamp(FIRST, LAST)).unwrap_or_default())
+}
+
+/// PostgreSQL's binary form: microseconds since 2000, or `infinity`.
 fn from_postgres(microseconds: i64) -> Timestamp {
     const EPOCH: i64 = 946_684_800_000; // 2000-01-01 in Unix milliseconds
-    const FIRST: i64 = -62_167_219_200_000; // 0000-01-01
-    const LAST: i64 = 253_402_300_799_999; // 9999-12-31T23:59:59.999
-    let milliseconds = microseconds.div_euclid(1_000).saturating_add(EPOCH).clamp(FIRST, LAST);
-    Timestamp(DateTime::from_timestamp_millis(milliseconds).unwrap_or_default())
+    nearest(microseconds.div_euclid(1_000).saturating_add(EPOCH))
+}
+
+/// What SQLite's functions take for a time though no calendar has it: the 31st of any month, the hour 24, years before
+/// the first. Other programs may have written such a row. Its days and hours are counted on, as SQLite counts them.
+fn from_sqlite(text: &str) -> Option<Timestamp> {
+    if text.starts_with('-') {
+        return Some(nearest(i64::MIN));
+    }
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u32>().ok();
+    let month = NaiveDate::from_ymd_opt(text.get(..4)?.parse().ok()?, number(5, 7)?, 1)?;
+    let minutes =
+        (i64::from(number(8, 10)?) - 1) * 1_440 + i64::from(number(11, 13)?) * 60 + i64::from(number(14, 16)?);
+    let milliseconds = i64::from(number(17, 19)?) * 1_000 + i64::from(number(20, 23)?);
+    let first = month.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis();
+    Some(nearest(first + minutes * 60_000 + milliseconds))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::{Db, Options};
 
     #[test]
     fn text_is_fixed_width_and_reads_back_equal() {
@@ -153,5 +177,53 @@ mod tests {
         assert_eq!(from_postgres(0).to_string(), "2000-01-01T00:00:00.000Z");
         assert_eq!(from_postgres(-1).to_string(), "1999-12-31T23:59:59.999Z");
         assert_eq!(from_postgres(848_514_600_123_456).to_string(), "2026-11-20T18:30:00.123Z");
+    }
+
+    /// What SQLite reads from a text that it takes for a time, and what its own functions make of it.
+    async fn on_sqlite(db: &Db, text: String) -> Option<(Timestamp, String)> {
+        db.query(
+            "SELECT $1, strftime('%Y-%m-%dT%H:%M:%fZ', $1, '+0 days')
+             WHERE strftime('%Y-%m-%dT%H:%M:%fZ', $1, '+0 days') IS NOT NULL",
+        )
+        .bind(text)
+        .optional()
+        .await
+        .expect("what SQLite takes can be read")
+    }
+
+    async fn sqlite() -> Db {
+        Db::open(&Options::new("sqlite::memory:"), crate::clock::ManualClock::at(DateTime::UNIX_EPOCH))
+            .await
+            .expect("open")
+    }
+
+    #[tokio::test]
+    async fn a_day_or_hour_that_no_calendar_has_is_counted_on_as_sqlite_does() {
+        let db = sqlite().await;
+        for (text, read) in [
+            ("2026-02-31T10:20:30.456Z", "2026-03-03T10:20:30.456Z"),
+            ("2026-11-31T00:00:00.000Z", "2026-12-01T00:00:00.000Z"),
+            ("2024-02-30T00:00:00.000Z", "2024-03-01T00:00:00.000Z"),
+            ("2026-12-31T24:59:59.999Z", "2027-01-01T00:59:59.999Z"),
+            ("-2026-01-01T00:00:00.000Z", "0000-01-01T00:00:00.000Z"),
+        ] {
+            let (at, _) = on_sqlite(&db, text.to_owned()).await.expect("SQLite takes it");
+            assert_eq!(at.to_string(), read, "{text}");
+        }
+        assert_eq!(from_sqlite("nonsense"), None);
+        assert_eq!(from_sqlite("2026-13-01T00:00:00.000Z"), None);
+    }
+
+    #[test]
+    fn whatever_sqlite_takes_is_read_as_its_own_functions_count_it() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let db = runtime.block_on(sqlite());
+        let parts = (0..10_000_u32, 0..14_u32, 0..33_u32, 0..26_u32, 0..61_u32, 0..61_u32, 0..1_000_u32);
+        proptest::proptest!(|((year, month, day, hour, minute, second, milliseconds) in parts)| {
+            let text = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z");
+            if let Some((at, counted)) = runtime.block_on(on_sqlite(&db, text.clone())) {
+                proptest::prop_assert_eq!(at.to_string(), counted, "{}", text);
+            }
+        });
     }
 }

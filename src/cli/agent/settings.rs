@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::template::Template;
-use crate::cli::failure::{Failure, Outcome};
+use crate::cli::failure::{Failure, Outcome, without_secrets};
 use crate::planes::fleet::protocol::MOST_SLOTS;
 
 /// What the orchestrator takes on loopback where nobody has set a token.
@@ -20,7 +20,7 @@ const DEVELOPMENT_TOKEN: &str = "dev-shared-token";
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Flags {
     /// The orchestrator, e.g. ws://127.0.0.1:8000/agent or wss://stream.example.com/agent.
-    #[arg(long, env = "SHOWRUNNER_AGENT_URL", value_name = "URL")]
+    #[arg(long, env = "SHOWRUNNER_AGENT_URL", value_name = "URL", hide_env_values = true)]
     url: Option<String>,
     /// The agent's token; better in the environment or the file, where `ps` does not show it.
     #[arg(long, env = "AGENT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
@@ -144,7 +144,9 @@ impl Flags {
 fn read(path: &Path) -> Outcome<File> {
     let refused = |cause: String| Failure::usage(format!("{} is refused: {cause}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|cause| refused(cause.to_string()))?;
-    serde_saphyr::from_str(&text).map_err(|cause| refused(cause.to_string()))
+    // Without the lines that the parser would show: one of them may hold the token.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(&text, options).map_err(|cause| refused(cause.to_string()))
 }
 
 /// `gpu=true`: what reads as JSON is taken as such, anything else as text.
@@ -155,7 +157,8 @@ fn capability(text: &str) -> Result<(String, Value), String> {
 
 /// The WebSocket's address: `http` and `https` are taken too, and without a path it is `/agent`.
 fn address(text: &str) -> Outcome<String> {
-    let refused = |why: &str| Failure::usage(format!("`{text}` is no address of an orchestrator: {why}"));
+    let refused =
+        |why: &str| Failure::usage(format!("`{}` is no address of an orchestrator: {why}", without_secrets(text)));
     let mut url = reqwest::Url::parse(text).map_err(|cause| refused(&cause.to_string()))?;
     let scheme = match url.scheme() {
         "ws" | "http" => "ws",

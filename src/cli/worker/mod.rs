@@ -63,7 +63,13 @@ pub(super) struct Worker {
     /// The manifest, YAML or JSON.
     manifest: PathBuf,
     /// The service.
-    #[arg(long, env = "SHOWRUNNER_URL", value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    #[arg(
+        long,
+        env = "SHOWRUNNER_URL",
+        value_name = "URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8000"
+    )]
     url: String,
     /// Ask for work instead of being called.
     #[arg(long, conflicts_with_all = ["listen", "endpoint"])]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use reqwest::{Client, StatusCode, Url};
 use serde_json::{Value, json};
 
+use crate::cli::failure::without_secrets;
 use crate::clock::SharedClock;
 use crate::planes::queue::Assignment;
 use crate::random::Random;
@@ -64,7 +65,7 @@ impl Service {
         let base = Url::parse(&format!("{}/", url.trim_end_matches('/')))
             .ok()
             .filter(|base| matches!(base.scheme(), "http" | "https") && base.has_host())
-            .ok_or_else(|| format!("`{url}` is no server; --url takes http://host:port"))?;
+            .ok_or_else(|| format!("`{}` is no server; --url takes http://host:port", without_secrets(url)))?;
         let client = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(PATIENCE / 2)

@@ -175,7 +175,7 @@ fn what_is_refused_names_its_place_and_what_would_be_taken() {
         (
             None,
             &[("SHOWRUNNER_AUTH__TOKENS", "ann:king:0123456789abcdef")],
-            "SHOWRUNNER_AUTH__TOKENS: auth.tokens.0.role: unknown variant `king`",
+            "SHOWRUNNER_AUTH__TOKENS: auth.tokens.0.role: the value cannot be taken; expected one of `viewer`",
         ),
         (None, &[("SHOWRUNNER_DURABILITY", "most")], "SHOWRUNNER_DURABILITY: durability: unknown variant `most`"),
         (None, &[("SHOWRUNNER_CONFIG", "/nowhere/x.yaml")], "x.yaml: cannot be read (/nowhere/x.yaml)"),
@@ -223,7 +223,7 @@ fn impossible_values_are_refused_all_at_once() {
         "governors.plan_blast_radius: 0 is outside",
         "did you mean `force_publish`?",
         "auth.tokens.0.token: takes 16 or more",
-        "auth.tokens.1.name: `ann` is taken",
+        "auth.tokens.1.name: is the name of another token too",
         "database_url: takes sqlite://",
         "rules_dir: `/nowhere` is not a folder",
         "log.level: `verbose` is no level",
@@ -235,6 +235,57 @@ fn impossible_values_are_refused_all_at_once() {
         assert!(refused.contains(expected), "missing `{expected}` in:\n{refused}");
     }
     assert!(!refused.contains("short"), "a secret is never shown");
+}
+
+/// A secret as it stands where a slip puts it, and nowhere in what is said of it.
+const SLIPPED: &str = "SLIPPED-secret-0123456789abcdef";
+
+#[test]
+fn a_file_that_cannot_be_read_is_told_by_its_place_and_never_by_its_text() {
+    for (name, text, place) in [
+        ("showrunner.toml", "port = 1\n[publishing.webhook]\nsecret = SLIPPED\n", "line 3, column"),
+        ("showrunner.toml", "database_url = \"postgres://ann:SLIPPED@host/db\n", "line 1, column"),
+        ("showrunner.toml", "secret_key SLIPPED\n", "line 1, column"),
+        ("showrunner.toml", "[[auth.tokens]]\ntoken = \"\"\"\n1 | SLIPPED\nSLIPPED\n", "line "),
+        ("showrunner.toml", "[[auth.tokens]]\ntoken = 'SLIPPED' SLIPPED\n", "line 2, column"),
+        ("showrunner.toml", "secret_key = \"\\q SLIPPED\"\n", "line 1, column"),
+        ("showrunner.yaml", "port: 1\nsecret_key: \"SLIPPED\n", "line "),
+        ("showrunner.yaml", "secret_key: SLIPPED: SLIPPED\n", "line 1"),
+        ("showrunner.yaml", "auth:\n  tokens:\n    - token: [SLIPPED\n", "line "),
+        ("showrunner.yaml", "secret_key: *SLIPPED\n", "line 1"),
+        ("showrunner.yaml", "secret_key: !SLIPPED!x y\n", "line 1"),
+        ("showrunner.yaml", "secret_key: %SLIPPED\n", "line 1"),
+    ] {
+        let refused = refusals(Some((name, &text.replace("SLIPPED", SLIPPED))), &[]);
+        assert!(
+            refused.starts_with(&format!("{name}: cannot be read: ")) && refused.contains(place),
+            "{text}: {refused}"
+        );
+        assert!(!refused.contains("SLIPPED"), "{text}: {refused}");
+        assert_eq!(refused.lines().count(), 1, "{refused}");
+    }
+}
+
+#[test]
+fn a_token_in_the_wrong_place_is_not_shown() {
+    for tokens in [
+        format!("ann:{SLIPPED}:viewer"),
+        format!("{SLIPPED}:viewer:0123456789abcdef,{SLIPPED}:viewer:0123456789abcdeg"),
+        format!("{SLIPPED}:viewer"),
+        format!("viewer:{SLIPPED}:ann"),
+    ] {
+        let refused = refusals(None, &[("SHOWRUNNER_AUTH__TOKENS", &tokens)]);
+        assert!(refused.contains("auth.tokens") && !refused.contains("SLIPPED"), "{refused}");
+    }
+    for tokens in [
+        format!("- {{name: a, role: {SLIPPED}}}"),
+        format!("- {{name: a, role: [{SLIPPED}]}}"),
+        SLIPPED.to_owned(),
+        format!("- {SLIPPED}"),
+    ] {
+        let refused = refusals(Some(("showrunner.yaml", &format!("auth:\n  tokens:\n    {tokens}\n"))), &[]);
+        assert!(refused.contains("auth.tokens") && !refused.contains("SLIPPED"), "{refused}");
+    }
 }
 
 #[test]

@@ -125,7 +125,8 @@ impl RuleBook {
             Seen::Unreadable(message) => Err((None, vec![RuleError::whole(&folder.display().to_string(), message)])),
             Seen::Files(files) => read(folder, files),
         };
-        state.seen = Some(seen);
+        // At the first look the set in force is not the folder's.
+        let known = state.seen.replace(seen).is_some();
         let loaded = result.and_then(|sources| {
             let current = self.current.load();
             if *current.sources() == sources {
@@ -134,6 +135,13 @@ impl RuleBook {
             let set = RuleSet::load(&sources).and_then(|set| match &self.platforms {
                 Some(platforms) => set.for_platforms(platforms.iter().map(String::as_str)),
                 None => Ok(set),
+            });
+            let set = set.and_then(|set| {
+                let mut errors = if known { set.emptied_since(&current) } else { Vec::new() };
+                if set.rules().is_empty() && errors.is_empty() {
+                    errors.push(RuleError::whole(&folder.display().to_string(), "there is no rule in the folder"));
+                }
+                if errors.is_empty() { Ok(set) } else { Err(errors) }
             });
             set.map(Some).map_err(|errors| (Some(hash(&sources)), errors))
         });

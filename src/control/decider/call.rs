@@ -152,7 +152,22 @@ fn fits(kind: &str, parameter: Parameter, value: &Dynamic) -> Result<(), String>
             None => false,
         },
     };
-    if good { Ok(()) } else { Err(refused(kind, parameter, &described(value))) }
+    if good { Ok(()) } else { Err(refused(kind, parameter, &not_taken(parameter, value))) }
+}
+
+/// What a value that does not fit is; of a text where one is taken, what is wrong with it.
+fn not_taken(parameter: Parameter, value: &Dynamic) -> String {
+    let longest = match parameter {
+        Parameter::Name(_) => MAX_NAME,
+        Parameter::Platform => MAX_PLATFORM,
+        Parameter::Id(_) | Parameter::Options => return described(value),
+    };
+    match value.read_lock::<ImmutableString>() {
+        None => described(value),
+        Some(text) if text.is_empty() => "an empty text".to_owned(),
+        Some(text) if text.len() > longest => format!("one of {} bytes: at most {longest} are taken", text.len()),
+        Some(_) => "one with control characters".to_owned(),
+    }
 }
 
 fn is_name(value: &Dynamic, longest: usize) -> bool {

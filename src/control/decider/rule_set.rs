@@ -189,6 +189,16 @@ impl RuleSet {
         &self.sources
     }
 
+    /// The files that hold neither rule nor deduction, though they do in `before`: a save that has only begun looks so.
+    pub(super) fn emptied_since(&self, before: &Self) -> Vec<RuleError> {
+        let is_empty = |file: &File| file.rules.is_empty() && file.deductions.is_empty();
+        let was_full = |name: &str| before.files.iter().any(|file| file.name == name && !is_empty(file));
+        let emptied = self.files.iter().filter(|file| is_empty(file) && was_full(&file.name));
+        emptied
+            .map(|file| RuleError::whole(&file.name, "holds no rule any more; to take its rules away, remove the file"))
+            .collect()
+    }
+
     /// The rules, by file and line.
     pub fn rules(&self) -> &[RuleInfo] {
         &self.infos

@@ -214,7 +214,7 @@ pub(super) async fn reschedule_failed(tx: &mut Tx, id: i64, at: Timestamp) -> Re
 pub(super) async fn postpone(tx: &mut Tx, id: i64, at: Timestamp) -> Result<u64> {
     let now = tx.now().await?;
     tx.query(
-        "UPDATE publish_logs SET scheduled_at = $1, postponed_count = postponed_count + 1, updated_at = $2
+        "UPDATE publish_logs SET scheduled_at = $1, postponed_count = CASE WHEN postponed_count < 1000000 THEN postponed_count + 1 ELSE postponed_count END, updated_at = $2
          WHERE id = $3 AND status = 'scheduled'",
     )
     .bind(at)

@@ -16,7 +16,7 @@ use crate::cli::agent::lines::{Lines, Mark};
 use crate::cli::agent::link::{self, News, Out, Refusal};
 use crate::cli::agent::process::{Order, Process, Told};
 use crate::cli::agent::settings::Settings;
-use crate::cli::failure::{Failure, Outcome};
+use crate::cli::failure::{Failure, Outcome, without_secrets};
 use crate::cli::serve::Signals;
 use crate::cli::watchdog::Watchdog;
 use crate::clock::SharedClock;
@@ -120,7 +120,12 @@ impl Service {
         let (news, mut heard) = mpsc::channel(NEWS);
         let url = self.settings.url.clone();
         let link = tokio::spawn(link::keep(url, self.clock.clone(), self.random.clone(), news));
-        let said = format!("agent {} with {} slots, for {}", self.settings.id, self.settings.slots, self.settings.url);
+        let said = format!(
+            "agent {} with {} slots, for {}",
+            self.settings.id,
+            self.settings.slots,
+            without_secrets(&self.settings.url)
+        );
         self.lines.say(Mark::Begins, "agent.started", None, &said);
         while !self.may_go() {
             let wait = self.next_look().saturating_sub(self.clock.elapsed());

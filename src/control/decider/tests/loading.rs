@@ -54,6 +54,18 @@ fn positions_and_suggestions() {
             "test.rhai:1:26: schedule_clip takes clip_id, a positive whole number, not a text",
         ),
         (
+            "rule \"a\" priority 9 then raise_alert(\"s\\x1b[31m\") because \"x\";",
+            "test.rhai:1:26: raise_alert takes subject, a text, not one with control characters",
+        ),
+        (
+            "rule \"a\" priority 9 then raise_alert(\"\") because \"x\";",
+            "test.rhai:1:26: raise_alert takes subject, a text, not an empty text",
+        ),
+        (
+            "rule \"a\" priority 9 then raise_alert(7) because \"x\";",
+            "test.rhai:1:26: raise_alert takes subject, a text, not 7",
+        ),
+        (
             "rule \"a\" priority 9 then retry_failed_log() because \"x\";",
             "test.rhai:1:26: retry_failed_log is written retry_failed_log(log_id)",
         ),

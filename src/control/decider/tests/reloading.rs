@@ -92,6 +92,42 @@ fn a_half_saved_file_is_refused_once_and_the_old_set_stays() {
 }
 
 #[test]
+fn a_file_that_is_emptied_keeps_its_rules_and_one_that_is_removed_takes_them_along() {
+    let (folder, book) = with_one();
+    write(folder.path(), "more.rhai", TWO);
+    write(folder.path(), "health.rhai", "deduct 5 when jobs.pending > 5 because \"x\";");
+    assert!(matches!(book.refresh(), Refresh::Loaded { .. }));
+    for emptied in ["", "// nothing yet\n", "/* the rest of it"] {
+        for file in ["more.rhai", "health.rhai"] {
+            let before = fs::read_to_string(folder.path().join(file)).expect("read");
+            write(folder.path(), file, emptied);
+            let refusal = rejected(book.refresh());
+            assert_eq!(refusal, format!("{file}: holds no rule any more; to take its rules away, remove the file"));
+            assert_eq!(book.status().rejected_because, [refusal]);
+            assert_eq!(names(&book), ["two", "one"]);
+            write(folder.path(), file, &before);
+            assert!(matches!(book.refresh(), Refresh::Loaded { .. }), "taken back");
+        }
+    }
+    // A new file may wait for its rules, and all of them may go with their file.
+    write(folder.path(), "later.rhai", "");
+    assert!(matches!(book.refresh(), Refresh::Loaded { .. }));
+    fs::remove_file(folder.path().join("more.rhai")).expect("remove");
+    assert!(matches!(book.refresh(), Refresh::Loaded { .. }));
+    assert_eq!(names(&book), ["one"]);
+    fs::remove_file(folder.path().join("rules.rhai")).expect("remove");
+    assert!(rejected(book.refresh()).ends_with("there is no rule in the folder"));
+    assert_eq!(names(&book), ["one"]);
+}
+
+#[test]
+fn a_folder_without_a_single_rule_is_no_set() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), "rules.rhai", &format!("/* {ONE}"));
+    assert!(rejected(RuleBook::folder(folder.path()).refresh()).ends_with("there is no rule in the folder"));
+}
+
+#[test]
 fn one_bad_file_keeps_the_whole_set_out() {
     let (folder, book) = with_one();
     write(folder.path(), "good.rhai", TWO);

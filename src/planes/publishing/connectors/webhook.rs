@@ -7,6 +7,7 @@
 //! request belongs elsewhere, and so that it was not taken here: refused, with the place to configure. After a POST `302`
 //! and `303` may as well say "done, look there": unknown.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,7 +18,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::{LOCATION, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use secrecy::ExposeSecret;
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 use sha2::Sha256;
 
 use super::{Answer, Connector, PublishRequest, StatusAnswer, Until};
@@ -136,26 +138,33 @@ fn percent_encoded(text: &str) -> String {
     })
 }
 
-/// The body as JSON, as far as it is there, short enough, and JSON.
-async fn json_of(mut response: Response) -> Value {
+/// The fields of a body, each as it was written: a number may have more digits than any number of ours.
+type Fields = BTreeMap<String, Box<RawValue>>;
+
+/// The body's fields, as far as it is there, short enough, and a JSON object.
+async fn fields_of(mut response: Response) -> Fields {
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         if body.len() + chunk.len() > BODY_LIMIT {
-            return Value::Null;
+            return Fields::new();
         }
         body.extend_from_slice(&chunk);
     }
-    serde_json::from_slice(&body).unwrap_or(Value::Null)
+    serde_json::from_slice(&body).unwrap_or_default()
 }
 
 /// The first of these fields that is text or a number, as text: cut where it is too long, and without control
 /// characters, some of which no database takes.
-fn text_field(value: &Value, names: [&str; 2]) -> Option<String> {
-    names.iter().find_map(|name| match &value[*name] {
-        Value::String(text) => Some(text.chars().filter(|letter| !letter.is_control()).take(TEXT_LIMIT).collect()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    })
+fn text_field(fields: &Fields, names: [&str; 2]) -> Option<String> {
+    let text = names.iter().find_map(|name| {
+        let written = fields.get(*name)?.get();
+        match written.as_bytes() {
+            [b'"', ..] => serde_json::from_str(written).ok(),
+            [b'-' | b'0'..=b'9', ..] => Some(written.to_owned()),
+            _ => None,
+        }
+    })?;
+    Some(text.chars().filter(|letter| !letter.is_control()).take(TEXT_LIMIT).collect())
 }
 
 /// `Retry-After` as seconds or an HTTP date.
@@ -228,7 +237,7 @@ impl Connector for Webhook {
         };
         match (status, retry_after(&response)) {
             (status, _) if status.is_success() => {
-                let body = json_of(response).await;
+                let body = fields_of(response).await;
                 Answer::Accepted {
                     external_id: text_field(&body, ["external_id", "id"]),
                     external_url: text_field(&body, ["external_url", "url"]),
@@ -257,8 +266,8 @@ impl Connector for Webhook {
         };
         match response.status() {
             StatusCode::OK => {
-                let body = json_of(response).await;
-                match body["status"].as_str() {
+                let body = fields_of(response).await;
+                match text_field(&body, ["status"; 2]).as_deref() {
                     Some("published") => StatusAnswer::Published {
                         external_id: text_field(&body, ["external_id", "id"]),
                         external_url: text_field(&body, ["external_url", "url"]),

@@ -90,7 +90,7 @@ pub(in crate::planes::publishing) async fn lock_oldest_overdue(
     quiet_since: Timestamp,
 ) -> Result<Option<PublishLog>> {
     let now = tx.now().await?;
-    // A late one was handed over more than `$5` seconds after its time.
+    // A late one was handed over more than `$5` seconds after its time. PostgreSQL cannot subtract an infinite time.
     tx.query(sql!(
         "SELECT * FROM publish_logs WHERE id = (
              SELECT id FROM publish_logs
@@ -100,10 +100,10 @@ pub(in crate::planes::publishing) async fn lock_oldest_overdue(
            AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND attempted_at > $3 AND attempted_at <= $4
                            AND (status <> 'published' OR "
         { sqlite: "(julianday(pending_at) - julianday(scheduled_at)) * 86400.0",
-          postgres: "CAST(extract(epoch FROM pending_at - scheduled_at) AS DOUBLE PRECISION)" } " > $5))
+          postgres: "CAST(extract(epoch FROM pending_at) - extract(epoch FROM scheduled_at) AS DOUBLE PRECISION)" } " > $5))
            AND NOT EXISTS (SELECT 1 FROM publish_logs WHERE platform = $1 AND status IN ('pending', 'publishing') AND "
         { sqlite: "(julianday(pending_at) - julianday(scheduled_at)) * 86400.0",
-          postgres: "CAST(extract(epoch FROM pending_at - scheduled_at) AS DOUBLE PRECISION)" } " > $5)"
+          postgres: "CAST(extract(epoch FROM pending_at) - extract(epoch FROM scheduled_at) AS DOUBLE PRECISION)" } " > $5)"
         { sqlite: "", postgres: " FOR UPDATE" }
     ))
     .bind(platform.to_owned())

@@ -85,12 +85,16 @@ pub(in crate::planes::publishing) async fn settle(
         return Ok(false);
     }
     if let (Settled::Published { .. }, Some(campaign_id)) = (how, log.campaign_id) {
-        tx.query("UPDATE campaigns SET spent_cents = spent_cents + $1, updated_at = $2 WHERE id = $3")
-            .bind(log.cost_cents)
-            .bind(now)
-            .bind(campaign_id)
-            .execute()
-            .await?;
+        // What is out must be recorded, also where the campaign's sum is at its bound.
+        tx.query(
+            "UPDATE campaigns SET spent_cents = CASE WHEN spent_cents < 1000000000000000000 - $1 THEN spent_cents + $1
+                 ELSE 1000000000000000000 END, updated_at = $2 WHERE id = $3",
+        )
+        .bind(log.cost_cents)
+        .bind(now)
+        .bind(campaign_id)
+        .execute()
+        .await?;
     }
     Ok(true)
 }

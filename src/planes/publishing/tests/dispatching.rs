@@ -109,6 +109,29 @@ async fn after_downtime_the_overdue_go_out_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_time_at_the_end_of_time_holds_no_other_publication_up() {
+    in_each_world(settings(), async |world| {
+        let (early, pending) = match world.db.dialect() {
+            crate::db::Dialect::Sqlite => ("0000-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"),
+            crate::db::Dialect::Postgres => ("-infinity", "infinity"),
+        };
+        let clip = world.clip(50.0).await;
+        world.log(clip, "youtube", ", scheduled_at", &format!("'scheduled', '{early}'")).await;
+        let other = world.clip(50.0).await;
+        let values = format!("'pending', '2026-11-20T10:00:00.000Z', '{pending}'");
+        world.log(other, "tiktok", ", scheduled_at, pending_at", &values).await;
+        let last = world.clip(50.0).await;
+        world.log(last, "tiktok", ", scheduled_at", "'scheduled', '2026-11-20T10:00:00.000Z'").await;
+        for _ in 0..3 {
+            world.work().await;
+            world.advance_minutes(15);
+        }
+        assert_eq!(count(&world.db, "SELECT COUNT(*) FROM publish_logs WHERE status = 'published'").await, 3);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_is_due_on_time_does_not_wait_for_the_overdue() {
     in_each_world(settings(), async |world| {
         for hour in 10..14 {

@@ -43,6 +43,22 @@ async fn an_accepted_publication_is_published_once_and_paid() {
 }
 
 #[tokio::test]
+async fn a_campaign_whose_sum_is_at_its_bound_keeps_no_answer_from_being_recorded() {
+    in_each_world(settings(), async |world| {
+        let most = 1_000_000_000_000_000_000_i64;
+        let campaign = world.campaign(", spent_cents", &format!("1000, {}", most - 3)).await;
+        for platform in ["tiktok", "youtube"] {
+            let clip = world.clip(90.0).await;
+            world.log(clip, platform, ", campaign_id, cost_cents", &format!("'pending', {campaign}, 2")).await;
+        }
+        assert_eq!(world.work().await, 2);
+        assert_eq!(count(&world.db, "SELECT COUNT(*) FROM publish_logs WHERE status = 'published'").await, 2);
+        assert_eq!(count(&world.db, "SELECT spent_cents FROM campaigns").await, most);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_refused_publication_fails_and_can_be_retried_until_its_retries_are_used() {
     in_each_world(sandbox(|sandbox| sandbox.refuse = 1.0), async |world| {
         let clip = world.clip(50.0).await;

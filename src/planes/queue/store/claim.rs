@@ -177,7 +177,8 @@ pub async fn claim(tx: &mut Tx, outlook: &Outlook, claim: &Claim<'_>) -> Result<
 
 /// Takes jobs ($5) for a worker ($2) from a queue ($3), of kinds ($4) that `fits`, at a time ($1, or when the statement
 /// runs), for so many milliseconds ($6). Each gets its task's code version, time limit and heartbeat lease; a lease never
-/// reaches past the time limit, so that one look finds both.
+/// reaches past the time limit, so that one look finds both. At their bounds the try stays and the lease begins again:
+/// other programs write such rows, and one must not hold up the rest.
 macro_rules! taking {
     ($fits:literal, $sqlite:literal, $postgres:literal) => {
         sql!(
@@ -191,7 +192,9 @@ macro_rules! taking {
             " AS ends FROM clock, "
             { sqlite: "(SELECT value AS kind FROM json_each($4)) AS kinds", postgres: "jsonb_array_elements_text($4) AS kinds (kind)" }
             " LEFT JOIN tasks ON tasks.id = kinds.kind WHERE " $fits ")
-             UPDATE jobs SET status = 'processing', attempt = attempt + 1, lease = lease + 1, worker = $2,
+             UPDATE jobs SET status = 'processing',
+                 attempt = CASE WHEN attempt < 1000000 THEN attempt + 1 ELSE attempt END,
+                 lease = CASE WHEN lease < 1000000000000000 THEN lease + 1 ELSE 1 END, worker = $2,
                  started_at = clock.now, updated_at = clock.now, progress = NULL, progress_message = NULL,
                  heartbeat_at = NULL, outcome = NULL, code_version = task.version, "
             { sqlite: "deadline_at = strftime('%Y-%m-%dT%H:%M:%fZ', now, '+' || (coalesce(timeout_ms, limit_ms) / 1000.0) || ' seconds'),

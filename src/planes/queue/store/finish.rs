@@ -296,8 +296,9 @@ pub async fn give_back(tx: &mut Tx, held: &[Hold]) -> Result<u64> {
     tx.query(sql!(
         "UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
              finished_at = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE $1 END,
-             attempt = jobs.attempt - 1, lease = jobs.lease + 1, lease_expires_at = NULL, deadline_at = NULL,
-             worker = NULL, started_at = NULL, updated_at = $1
+             attempt = CASE WHEN jobs.attempt > 0 THEN jobs.attempt - 1 ELSE 0 END,
+             lease = CASE WHEN jobs.lease < 1000000000000000 THEN jobs.lease + 1 ELSE 1 END,
+             lease_expires_at = NULL, deadline_at = NULL, worker = NULL, started_at = NULL, updated_at = $1
          FROM " { sqlite: "(SELECT value ->> 'id' AS id, value ->> 'lease' AS lease FROM json_each($2)) AS held",
                   postgres: "jsonb_to_recordset($2) AS held (id BIGINT, lease BIGINT)" }
         " WHERE jobs.id = held.id AND jobs.lease = held.lease AND status = 'processing'"
@@ -426,7 +427,8 @@ async fn write_ends(tx: &mut Tx, ends: &[Ended<'_>]) -> Result<Vec<i64>> {
         .query(sql!(
             "UPDATE jobs SET status = ended.status, outcome = ended.outcome, error = ended.error,
                  run_at = coalesce(ended.run_at, jobs.run_at), finished_at = ended.finished_at,
-                 lease = jobs.lease + 1, lease_expires_at = NULL, deadline_at = NULL, updated_at = $2
+                 lease = CASE WHEN jobs.lease < 1000000000000000 THEN jobs.lease + 1 ELSE 1 END,
+                 lease_expires_at = NULL, deadline_at = NULL, updated_at = $2
              FROM " { sqlite: "(SELECT value ->> 'id' AS id, value ->> 'lease' AS lease, value ->> 'status' AS status,
                                     value ->> 'outcome' AS outcome, value ->> 'error' AS error,
                                     value ->> 'run_at' AS run_at, value ->> 'finished_at' AS finished_at

@@ -1,5 +1,6 @@
 //! The queue against both databases.
 
+mod bounds;
 mod ending;
 mod enqueueing;
 mod letters;

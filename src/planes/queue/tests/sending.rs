@@ -44,8 +44,7 @@ impl Looks {
 
 /// The dispatcher over `db`, and what stops it.
 fn dispatcher(world: &World, db: Db) -> (tokio::task::JoinHandle<()>, CancellationToken) {
-    let mut config = Config::default();
-    config.secret_key = "0123456789abcdef".repeat(4).into();
+    let mut config = Config { secret_key: "0123456789abcdef".repeat(4).into(), ..Config::default() };
     config.queue.poll_interval_ms = 60_000;
     let stop = CancellationToken::new();
     let stores = Stores::open(&config.storage).expect("stores");

@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use secrecy::SecretString;
+use serde_json::Value;
 use sha2::Digest;
 use tokio::net::TcpListener;
 
@@ -87,6 +88,17 @@ fn request() -> PublishRequest {
         media_uri: "s3://clips/12.mp4".to_owned(),
         duration_ms: Some(15_000),
         retry_count: 0,
+    }
+}
+
+#[tokio::test]
+async fn a_number_is_kept_as_it_was_written() {
+    let (receiver, base) = receiver().await;
+    for number in ["12345678901234567890123", "18446744073709551616", "-9", "1.10", "1e400"] {
+        let body = format!(r#"{{"external_id": {number} ,"external_url":null}}"#);
+        *receiver.answer.lock().expect("lock") = (201, vec![], body);
+        let answer = webhook(&base, Duration::from_secs(5)).publish(&request()).await;
+        assert_eq!(answer, Answer::Accepted { external_id: Some(number.to_owned()), external_url: None });
     }
 }
 
