@@ -424,31 +424,31 @@ fn what_was_typed_cannot_move_the_cursor_when_it_is_repeated() {
 #[test]
 fn the_server_is_named_without_what_may_be_a_secret() {
     let cli = Cli::new();
-    const URL: &str = "http://u:SECRETpw@127.0.0.1:1/?token=SECRETtoken";
+    const URL: &str = "http://u:SLIPPEDpw@127.0.0.1:1/?token=SLIPPEDtoken";
     for arguments in [&["status"] as &[&str], &["status", "--json"], &["ledger", "tail"], &["tasks", "history", "x"]] {
         for run in
             [cli.run_with(&[("SHOWRUNNER_URL", URL)], arguments), cli.run(&[arguments, &["--url", URL]].concat())]
         {
             assert_eq!(run.code, 4, "{arguments:?}: {}", run.err);
             assert!(run.err.contains("http://127.0.0.1:1/ does not answer"), "{}", run.err);
-            assert!(!format!("{}{}", run.out, run.err).contains("SECRET"), "{arguments:?}: {}{}", run.out, run.err);
+            assert!(!format!("{}{}", run.out, run.err).contains("SLIPPED"), "{arguments:?}: {}{}", run.out, run.err);
         }
     }
     for url in [
-        "htp://u:SECRETpw@host",
-        "u:SECRETpw@host",
-        "http://u:SECRET?pw#SECRET@ho st/?q=SECRET",
-        "http://u:SECRETpw@host:nothing",
+        "htp://u:SLIPPEDpw@host",
+        "u:SLIPPEDpw@host",
+        "http://u:SLIPPED?pw#SLIPPED@ho st/?q=SLIPPED",
+        "http://u:SLIPPEDpw@host:nothing",
     ] {
         for arguments in [&["status"] as &[&str], &["worker", "--command", "true"], &["agent", "--command", "true"]] {
             let run = cli.run(&[arguments, &["--url", url]].concat());
             assert_eq!(run.code, 2, "{arguments:?} {url}: {}", run.err);
-            assert!(!format!("{}{}", run.out, run.err).contains("SECRET"), "{arguments:?} {url}: {}", run.err);
+            assert!(!format!("{}{}", run.out, run.err).contains("SLIPPED"), "{arguments:?} {url}: {}", run.err);
         }
     }
     for arguments in [&["status", "--help"] as &[&str], &["worker", "--help"], &["agent", "--help"]] {
         let run = cli.run_with(&[("SHOWRUNNER_URL", URL), ("SHOWRUNNER_AGENT_URL", URL)], arguments);
-        assert!(!run.out.contains("SECRET"), "{}", run.out);
+        assert!(!run.out.contains("SLIPPED"), "{}", run.out);
     }
 }
 
@@ -456,8 +456,8 @@ fn the_server_is_named_without_what_may_be_a_secret() {
 #[test]
 fn an_agents_file_that_cannot_be_read_is_told_without_its_text() {
     let cli = Cli::new();
-    write(&cli.path("agent.yaml"), "url: ws://127.0.0.1:1\ntoken: \"SECRETtoken\nslots: 1\n");
+    write(&cli.path("agent.yaml"), "url: ws://127.0.0.1:1\ntoken: \"SLIPPEDtoken\nslots: 1\n");
     let run = cli.run(&["agent", "--file", "agent.yaml", "--command", "true"]);
     assert_eq!(run.code, 2, "{}", run.err);
-    assert!(run.err.contains("agent.yaml is refused") && !run.err.contains("SECRET"), "{}", run.err);
+    assert!(run.err.contains("agent.yaml is refused") && !run.err.contains("SLIPPED"), "{}", run.err);
 }
