@@ -12,7 +12,7 @@ use super::invariants;
 use super::platform::Mood;
 use super::store::Store;
 use super::world::{INSTANCES, World};
-use super::{block_on, number};
+use super::{block_on, number, on_a_thread_of_its_own};
 
 /// Seeds of this scenario in a usual run.
 const SEEDS: u64 = 1;
@@ -105,7 +105,7 @@ fn when_everything_fails_the_loop_does_not_drive_itself() {
     let store = Store::sqlite();
     // A night tries more of them: each takes as long as twenty seeds of the usual kind.
     for seed in 0..number("SIM_SEEDS").map_or(SEEDS, |seeds| seeds.div_ceil(200)) {
-        if let Err(broken) = scenario(&store, seed) {
+        if let Err(broken) = on_a_thread_of_its_own(|| scenario(&store, seed)) {
             panic!("seed {seed} of everything failing: {broken}");
         }
     }

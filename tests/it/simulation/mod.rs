@@ -56,9 +56,13 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 /// Runs a seed, on a thread of its own; the error says which step broke what.
 fn run(store: &Store, seed: u64, steps: u64, talk: bool) -> Result<(), String> {
+    on_a_thread_of_its_own(|| run_here(store, seed, steps, talk))
+}
+
+fn on_a_thread_of_its_own(work: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK);
-        let ran = thread.spawn_scoped(scope, || run_here(store, seed, steps, talk)).expect("a thread").join();
+        let ran = thread.spawn_scoped(scope, work).expect("a thread").join();
         ran.unwrap_or_else(|_| Err("it panicked, as is said above".to_owned()))
     })
 }

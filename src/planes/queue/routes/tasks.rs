@@ -148,6 +148,7 @@ fn millis(milliseconds: i64) -> Duration {
     params(("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "As `idempotencyKey`, which it stands for")),
     responses((status = 201, description = "Enqueued", body = EnqueuedTask),
               (status = 200, description = "It was enqueued before, under the same key", body = EnqueuedTask),
+              (status = 409, description = "The idempotency key belongs to another task's run", body = Problem, content_type = "application/problem+json"),
               (status = 502, description = "Storage does not take the input", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn enqueue_one(
     State(queue): State<Arc<TaskQueue>>,
@@ -175,6 +176,7 @@ pub(super) async fn enqueue_one(
 /// Enqueues thousands of tasks in one transaction.
 #[utoipa::path(post, path = "/api/queue/batch", operation_id = "queueBatch", tag = "queue", request_body = NewTasks,
     responses((status = 201, description = "All are enqueued", body = EnqueuedTasks),
+              (status = 409, description = "An idempotency key belongs to another task's run; nothing was enqueued", body = Problem, content_type = "application/problem+json"),
               (status = 502, description = "Storage does not take an input", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn enqueue_batch(
     State(queue): State<Arc<TaskQueue>>,
