@@ -71,12 +71,13 @@ pub fn place(mut wishes: Vec<Wish<'_>>, seats: &[Seat<'_>], strategy: Strategy) 
             class.1.insert((rank(at, &taken), at));
         }
     }
-    let mut fitting: HashMap<String, Vec<u64>> = HashMap::new();
+    // For each kind of requirements: the classes that meet them, and why jobs of it wait, once one does.
+    let mut fitting: HashMap<String, (Vec<u64>, Option<String>)> = HashMap::new();
     for wish in wishes {
-        let fits = fitting.entry(Value::Object(wish.requires.clone()).to_string()).or_insert_with(|| {
+        let (fits, why) = fitting.entry(Value::Object(wish.requires.clone()).to_string()).or_insert_with(|| {
             let fits =
                 |(class, (at, _)): (&u64, &(usize, _))| meets(seats[*at].capabilities, wish.requires).then_some(*class);
-            classes.iter().filter_map(fits).collect()
+            (classes.iter().filter_map(fits).collect(), None)
         });
         let avoids = |at: usize| wish.avoid.iter().any(|id| id == seats[at].id);
         let preferred = wish.prefers.iter().filter_map(|id| by_id.get(id.as_str()).copied());
@@ -98,7 +99,8 @@ pub fn place(mut wishes: Vec<Wish<'_>>, seats: &[Seat<'_>], strategy: Strategy) 
             });
         let Some(at) = chosen else {
             if !wish.was_refused {
-                plan.waits.push((wish.id, reason(seats, fits, wish.requires)));
+                let why = why.get_or_insert_with(|| reason(seats, fits, wish.requires));
+                plan.waits.push((wish.id, why.clone()));
             }
             continue;
         };
