@@ -39,9 +39,13 @@ pub struct Origin<'a> {
     pub trigger: Option<&'a str>,
 }
 
-impl Origin<'_> {
+impl<'a> Origin<'a> {
     /// A person or program, by the API, the command line or the library.
     pub const MANUAL: Origin<'static> = Origin { kind: "manual", trigger: None };
+
+    fn run_of(self, pipeline: &'a str, version: i64, input: &'a Value) -> NewRun<'a> {
+        NewRun { pipeline, version, input, trigger_kind: self.kind, trigger_id: self.trigger, parent: None }
+    }
 }
 
 /// A run that was begun.
@@ -86,14 +90,7 @@ impl Pipelines {
         let version = store::newest_version(&self.db, id).await?.ok_or_else(missing)?;
         let pipeline = self.version(id, version).await?.ok_or_else(missing)?;
         let input = pipeline.take_input(input).map_err(StartError::Input)?;
-        let new = NewRun {
-            pipeline: id,
-            version,
-            input: &input,
-            trigger_kind: origin.kind,
-            trigger_id: origin.trigger,
-            parent: None,
-        };
+        let new = origin.run_of(id, version, &input);
         let engine = self.engines().into_iter().find(|engine| engine.reserve());
         let reserved = engine.as_deref().map(Reserved);
         let lease = Duration::from_secs(self.config.lease_seconds);
@@ -127,15 +124,7 @@ impl Pipelines {
         let version = store::newest_version_in(tx, id).await?.ok_or_else(missing)?;
         let pipeline = self.version_in(tx, id, version).await?.ok_or_else(missing)?;
         let input = pipeline.take_input(input).map_err(StartError::Input)?;
-        let new = NewRun {
-            pipeline: id,
-            version,
-            input: &input,
-            trigger_kind: origin.kind,
-            trigger_id: origin.trigger,
-            parent: None,
-        };
-        Ok(store::insert_run(tx, new).await?)
+        Ok(store::insert_run(tx, origin.run_of(id, version, &input)).await?)
     }
 
     /// How a run ended, once it has. A run that another instance carries out is looked at when its end is told, and

@@ -171,7 +171,7 @@ pub(super) async fn pull(
     tokio::pin!(patience);
     let name = |queue: &str| format!("{service}/{}@{queue}", pull.worker).chars().take(300).collect::<String>();
     let mut jobs = Vec::new();
-    let mut seen_at: Option<tokio::time::Instant> = None;
+    let mut seen_at: Option<Duration> = None;
     loop {
         let mut hint = queue.db.listen(Topic::Jobs); // armed before the look
         let mut by_queue: BTreeMap<&str, (bool, Vec<&str>)> = BTreeMap::new();
@@ -180,8 +180,9 @@ pub(super) async fn pull(
             *own |= lane.own;
             kinds.push(&lane.task);
         }
-        if seen_at.is_none_or(|at| at.elapsed() >= SEEN_EVERY) {
-            seen_at = Some(tokio::time::Instant::now());
+        let at = queue.clock.elapsed();
+        if seen_at.is_none_or(|last| at.saturating_sub(last) >= SEEN_EVERY) {
+            seen_at = Some(at);
             let mut tx = queue.db.begin().await?;
             for (place, (_, kinds)) in &by_queue {
                 let seen = WorkerSeen {
