@@ -293,6 +293,11 @@ impl Tx {
         if let Some(now) = self.now {
             return Ok(now);
         }
+        self.later().await
+    }
+
+    /// The database's time, asked again, for the rest of the transaction.
+    pub async fn later(&mut self) -> Result<Timestamp> {
         let now = match &self.clock {
             Some(clock) => Timestamp::new(clock.now()),
             None => self.query("SELECT clock_timestamp()").one::<(Timestamp,)>().await?.0,

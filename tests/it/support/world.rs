@@ -363,7 +363,8 @@ impl World {
             }
             self.clock.advance(Duration::from_secs(1));
         }
-        panic!("`{query}` is `{found}` and never became `{wanted}`");
+        let (_, last) = self.get("/v1/ledger?limit=30").await;
+        panic!("`{query}` is `{found}` and never became `{wanted}`; the ledger's last entries: {last:#}");
     }
 
     /// Runs the real program on this world's database; returns its exit code, standard output and standard error.

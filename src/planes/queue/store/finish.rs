@@ -82,6 +82,7 @@ struct Trying {
     max_attempts: i64,
     worker: Option<String>,
     deadline_at: Option<Timestamp>,
+    lease_expires_at: Option<Timestamp>,
     timeout_ms: Option<i64>,
     cancel_requested_at: Option<Timestamp>,
     heartbeat_interval_ms: Option<i64>,
@@ -339,9 +340,9 @@ pub const LONGEST_LEASE: Duration = Duration::from_secs(3_600);
 /// names another bound. Returns how many.
 pub async fn rescue(tx: &mut Tx, longest: Duration, longest_wait: Duration, limit: i64) -> Result<u64> {
     let now = tx.now().await?;
-    let lapsed: Vec<Trying> = tx
+    let mut lapsed: Vec<Trying> = tx
         .query(sql!(
-            "SELECT jobs.id, lease, attempt, jobs.max_attempts, worker, deadline_at, jobs.timeout_ms,
+            "SELECT jobs.id, lease, attempt, jobs.max_attempts, worker, deadline_at, lease_expires_at, jobs.timeout_ms,
                  cancel_requested_at, heartbeat_interval_ms, tasks.timeout_ms AS task_timeout_ms, retry_backoff, retry_delay_ms, retry_jitter,
                  max_retry_delay_ms
              FROM jobs LEFT JOIN tasks ON tasks.id = jobs.kind
@@ -356,6 +357,11 @@ pub async fn rescue(tx: &mut Tx, longest: Duration, longest_wait: Duration, limi
         .bind(now.after(LONGEST_LEASE))
         .all()
         .await?;
+    if lapsed.iter().any(|job| job.lease_expires_at >= Some(now)) {
+        // A process that stood still since it asked for the time sees leases that others took meanwhile as too long.
+        let later = tx.later().await?;
+        lapsed.retain(|job| job.lease_expires_at < Some(now) || job.leased_beyond(longest, later));
+    }
     let mut lost: BTreeMap<&str, i64> = BTreeMap::new();
     let errors: Vec<String> = lapsed.iter().map(|job| job.why_lapsed(now)).collect();
     let mut ends = Vec::with_capacity(lapsed.len());
@@ -386,6 +392,13 @@ pub async fn rescue(tx: &mut Tx, longest: Duration, longest_wait: Duration, limi
 }
 
 impl Trying {
+    /// Whether the lease claims to hold for longer than any may, at this time; a heartbeat interval may ask for more
+    /// than `longest`.
+    fn leased_beyond(&self, longest: Duration, now: Timestamp) -> bool {
+        let longest = if self.heartbeat_interval_ms.is_some() { LONGEST_LEASE } else { longest.min(LONGEST_LEASE) };
+        self.lease_expires_at > Some(now.after(longest))
+    }
+
     fn is_out_of_time(&self, now: Timestamp) -> bool {
         self.deadline_at.is_some_and(|deadline| deadline < now)
     }
@@ -404,8 +417,8 @@ impl Trying {
 
 async fn trying(tx: &mut Tx, hold: Hold) -> Result<Option<Trying>> {
     tx.query(sql!(
-        "SELECT jobs.id, lease, attempt, jobs.max_attempts, worker, deadline_at, jobs.timeout_ms, cancel_requested_at,
-             heartbeat_interval_ms, tasks.timeout_ms AS task_timeout_ms, retry_backoff, retry_delay_ms, retry_jitter, max_retry_delay_ms
+        "SELECT jobs.id, lease, attempt, jobs.max_attempts, worker, deadline_at, lease_expires_at, jobs.timeout_ms,
+             cancel_requested_at, heartbeat_interval_ms, tasks.timeout_ms AS task_timeout_ms, retry_backoff, retry_delay_ms, retry_jitter, max_retry_delay_ms
          FROM jobs LEFT JOIN tasks ON tasks.id = jobs.kind
          WHERE jobs.id = $1 AND lease = $2 AND status = 'processing'"
         { sqlite: "", postgres: " FOR UPDATE OF jobs" }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::store::registry::TaskSettings;
+use super::super::store::{BATCH, finish::{LONGEST_WAIT, rescue}, registry::TaskSettings};
 use super::super::*;
 use super::in_each_world;
 use crate::backoff::Growth;
@@ -225,6 +225,29 @@ async fn retention_takes_jobs_with_their_tries() {
         assert_eq!(world.number("SELECT COUNT(*) FROM jobs").await, 1);
         assert_eq!(world.number("SELECT COUNT(*) FROM ended_attempts").await, 1, "that of the job that lives");
         assert_eq!(world.number("SELECT COUNT(*) FROM dlq").await, 1, "dead letters have their own retention");
+    })
+    .await;
+}
+
+/// A process that was suspended between asking for the time and looking for lapsed leases sees those that others took
+/// meanwhile as reaching further than any may; so it does leases of a clock that has since been set back.
+#[tokio::test]
+async fn whoever_stood_still_takes_no_lease_back_that_others_took_meanwhile() {
+    in_each_world(async |world| {
+        let mut suspended = world.begin().await;
+        suspended.now().await.expect("the time");
+        world.pass(Duration::from_secs(3_000));
+        for lease_ends in ["2026-11-20T19:21:00.000Z", "2026-11-21T18:00:00.000Z"] {
+            let taken = format!(
+                "INSERT INTO jobs (kind, status, attempt, lease, max_attempts, lease_expires_at)
+                 VALUES ('work', 'processing', 1, 1, 1, '{lease_ends}')"
+            );
+            suspended.query(&*taken.leak()).execute().await.expect("a job");
+        }
+        let rescued = rescue(&mut suspended, Duration::from_secs(120), LONGEST_WAIT, BATCH).await.expect("a look");
+        suspended.commit().await.expect("commit");
+        assert_eq!(rescued, 1);
+        assert_eq!((world.status(1).await, world.status(2).await), (Status::Processing, Status::Failed));
     })
     .await;
 }
