@@ -63,6 +63,11 @@ impl Problem {
         problem
     }
 
+    /// The same for one field.
+    pub fn refused(field: &str, message: impl Into<String>) -> Self {
+        Self::invalid(vec![FieldError { field: field.to_owned(), message: message.into() }])
+    }
+
     /// 503: the service cannot serve this now; trying again later may work.
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)

@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::AppState;
 use crate::control::cycles::{self, CycleRow, Filter};
 use crate::db::{self, Db, Timestamp};
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 use crate::sql;
 use crate::web::{Cursor, Limit, Page, Params, Path};
 
@@ -164,7 +164,7 @@ pub async fn health_history(
     let minutes = query.minutes.unwrap_or(60);
     if !(1..=MOST_MINUTES).contains(&minutes) {
         let message = format!("takes a whole number from 1 to {MOST_MINUTES}");
-        return Err(Problem::invalid(vec![FieldError { field: "minutes".to_owned(), message }]));
+        return Err(Problem::refused("minutes", message));
     }
     let since = state.db.now().await?.before(Duration::from_secs(minutes * 60));
     Ok(Json(HealthHistory { minutes: minutes_since(&state.db, since).await? }))

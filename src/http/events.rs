@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 
 use crate::db::Db;
 use crate::events::{self, Event, Filter, Monitor, Position, Received, Severity, Subscription};
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 use crate::web::{Cursor, Limit, Page, Params};
 
 /// Streams at once. Each costs a connection, and at most a page of events in memory.
@@ -142,9 +142,7 @@ async fn place(db: &Db, text: &str) -> Result<Position, Problem> {
     if let Some(id) = text.parse::<i64>().ok().filter(|id| *id >= 0) {
         return Ok(events::place_of(db, id).await?);
     }
-    text.parse().map_err(|refused: events::NotAPosition| {
-        Problem::invalid(vec![FieldError { field: "Last-Event-ID".to_owned(), message: refused.to_string() }])
-    })
+    text.parse().map_err(|refused: events::NotAPosition| Problem::refused("Last-Event-ID", refused.to_string()))
 }
 
 /// Where the stream begins, and what the client has to be told first.

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::explain::explain;
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 
 /// The request's body, read as JSON. 415 for another content type, 413 beyond the body limit, 400 for what is no
 /// JSON, 422 naming the field for what does not fit `T`. Text with a NUL character is refused: PostgreSQL cannot
@@ -68,14 +68,12 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if bytes.windows(6).any(|window| window == br"\u0000") {
         let value: Value = serde_json::from_slice(bytes).map_err(malformed)?;
         if let Some(field) = with_nul(&value, "") {
-            let message = "contains a NUL character, which cannot be stored".to_owned();
-            return Err(Problem::invalid(vec![FieldError { field, message }]));
+            return Err(Problem::refused(&field, "contains a NUL character, which cannot be stored"));
         }
     }
     // Every body is an object; serde would also take the fields' values in a row, which nobody means.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
-        let message = "is a list; send an object with named fields".to_owned();
-        return Err(Problem::invalid(vec![FieldError { field: "body".to_owned(), message }]));
+        return Err(Problem::refused("body", "is a list; send an object with named fields"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {

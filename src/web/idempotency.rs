@@ -19,7 +19,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::actor::Caller;
 use crate::db::{self, Db, Json, Tx};
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 
 /// The longest key that is taken.
 const LONGEST: usize = 255;
@@ -56,10 +56,8 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
         let Some(value) = values.next() else { return Ok(Self(None)) };
         let text = value.to_str().unwrap_or_default(); // only visible ASCII, spaces and tabs pass
         if values.next().is_some() || text.is_empty() || text.len() > LONGEST || text.contains('\t') {
-            return Err(Problem::invalid(vec![FieldError {
-                field: "Idempotency-Key".to_owned(),
-                message: format!("takes one key of 1 to {LONGEST} printable ASCII characters"),
-            }]));
+            let message = format!("takes one key of 1 to {LONGEST} printable ASCII characters");
+            return Err(Problem::refused("Idempotency-Key", message));
         }
         Ok(Self(Some(text.to_owned())))
     }
@@ -122,10 +120,7 @@ pub async fn begin(
         .one()
         .await?;
     if earlier != fingerprint {
-        return Err(Problem::invalid(vec![FieldError {
-            field: "Idempotency-Key".to_owned(),
-            message: "was used before with another request; take a new key".to_owned(),
-        }]));
+        return Err(Problem::refused("Idempotency-Key", "was used before with another request; take a new key"));
     }
     match response.0 {
         Some(replay) => Ok(Begun::Replay(replay)),

@@ -6,6 +6,7 @@
 //! | `body` | [`Body`]: a JSON request body |
 //! | `params` | [`Params`]: the query string |
 //! | `path` | [`Path`]: the variable segments of the path |
+//! | `checks` | [`Checks`]: everything that is wrong with a body, at once |
 //! | `caller` | who asks, and whether the role suffices |
 //! | `page` | [`Limit`], [`Cursor`] and [`Page`]: lists a page at a time |
 //! | `place` | [`Place`]: a connection's place among those that may be open |
@@ -13,6 +14,7 @@
 
 mod body;
 mod caller;
+mod checks;
 mod explain;
 pub mod idempotency;
 mod page;
@@ -21,6 +23,7 @@ mod path;
 mod place;
 
 pub use body::{Body, too_large};
+pub use checks::Checks;
 pub use explain::explain;
 pub use idempotency::IdempotencyKey;
 pub use page::{Cursor, Limit, Page};

@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::explain::explain;
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 
 /// The parameters of the query string; 422 names the one that is unknown or does not fit.
 #[derive(Debug, Clone)]
@@ -22,8 +22,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
 fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
     if let Some((name, _)) = pairs.iter().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
-        let field = name.replace('\0', "");
-        return Err(Problem::invalid(vec![FieldError { field, message: "contains a NUL character".to_owned() }]));
+        return Err(Problem::refused(&name.replace('\0', ""), "contains a NUL character"));
     }
     let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
     serde_path_to_error::deserialize(deserializer)

@@ -70,19 +70,23 @@ impl Seats {
     /// Hands over the job that was claimed for a seat.
     pub(super) async fn hand_over(&self, seat: Seat, job: Job) {
         if let Err(job) = seat.taken.send(job) {
-            self.give_back(&job).await;
+            give_back(&self.db, &[Hold::from(&job)]).await;
         }
     }
+}
 
-    async fn give_back(&self, job: &Job) {
-        let given = async {
-            let mut tx = self.db.begin().await?;
-            finish::give_back(&mut tx, &[Hold::from(job)]).await?;
-            tx.commit().await
-        };
-        match given.await {
-            Ok(()) => self.db.wake(Topic::Jobs).await,
-            Err(cause) => tracing::warn!(%cause, "a job could not be given back; its lease will lapse"),
+/// Gives jobs back that were claimed and never began, and tells whoever waits for work. Where that fails their leases
+/// lapse.
+pub(super) async fn give_back(db: &Db, held: &[Hold]) {
+    let given = async {
+        let mut tx = db.begin().await?;
+        finish::give_back(&mut tx, held).await?;
+        tx.commit().await
+    };
+    match given.await {
+        Ok(()) => db.wake(Topic::Jobs).await,
+        Err(cause) => {
+            tracing::warn!(%cause, jobs = held.len(), "jobs could not be given back; their leases will lapse")
         }
     }
 }
@@ -98,8 +102,8 @@ impl Drop for Sitting {
     fn drop(&mut self) {
         self.taken.close();
         if let Ok(job) = self.taken.try_recv() {
-            let seats = self.seats.clone();
-            tokio::spawn(async move { seats.give_back(&job).await });
+            let db = self.seats.db.clone();
+            tokio::spawn(async move { give_back(&db, &[Hold::from(&job)]).await });
         }
         self.seats.waiting().retain(|seat| !seat.taken.is_closed());
     }

@@ -16,7 +16,7 @@ use crate::db::Timestamp;
 use crate::ledger::{self, Entry};
 use crate::planes::fleet::store::read;
 use crate::planes::fleet::{AgentView, Change, Fleet};
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 use crate::web::{Body, Params, Path};
 
 /// A drain of a week is a decommissioning.
@@ -92,7 +92,7 @@ pub(super) async fn drain(
     caller.require(Role::Operator)?;
     if wanted.deadline_seconds.is_some_and(|seconds| seconds > LONGEST_DRAIN_SECONDS) {
         let message = format!("takes at most {LONGEST_DRAIN_SECONDS} seconds, a week");
-        return Err(Problem::invalid(vec![FieldError { field: "deadlineSeconds".to_owned(), message }]));
+        return Err(Problem::refused("deadlineSeconds", message));
     }
     let deadline = wanted.deadline_seconds.map(Duration::from_secs);
     let mut tx = fleet.db.begin().await?;

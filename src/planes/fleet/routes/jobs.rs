@@ -19,7 +19,7 @@ use crate::planes::fleet::model::{JobId, RestartPolicy};
 use crate::planes::fleet::store::{self, NewJob, read};
 use crate::planes::fleet::{Change, Fleet, JobView, metadata};
 use crate::problem::{FieldError, Problem};
-use crate::web::{Body, Cursor, Limit, Page, Params, Path};
+use crate::web::{Body, Checks, Cursor, Limit, Page, Params, Path};
 
 const LONGEST_KEY: usize = 255;
 const LONGEST_NAME: usize = 150;
@@ -95,10 +95,6 @@ fn number(id: &str) -> Result<i64, Problem> {
     id.parse::<JobId>().map(|id| id.0).map_err(|_| missing(id))
 }
 
-fn fault(field: &str, message: impl Into<String>) -> FieldError {
-    FieldError { field: field.to_owned(), message: message.into() }
-}
-
 /// Stream jobs in the order in which they were submitted.
 #[utoipa::path(get, path = "/v1/jobs", operation_id = "listStreamJobs", tag = "fleet", params(JobsQuery),
     responses((status = 200, description = "Jobs; the header `Link` says where the rest is", body = [JobView])))]
@@ -110,7 +106,7 @@ pub(super) async fn list(
     let after = match query.after.as_deref().map(str::parse::<JobId>) {
         None => 0,
         Some(Ok(id)) => id.0,
-        Some(Err(wrong)) => return Err(Problem::invalid(vec![fault("after", wrong.to_string())])),
+        Some(Err(wrong)) => return Err(Problem::refused("after", wrong.to_string())),
     };
     let jobs = read::list_jobs(&fleet.db, after, limit + 1).await?;
     let views: Vec<JobView> = jobs.into_iter().map(JobView::from).collect();
@@ -135,30 +131,24 @@ async fn shown(fleet: &Fleet, caller: &Caller, id: i64) -> Result<JobView, Probl
 }
 
 fn check(job: &SubmittedJob) -> Result<(), Problem> {
-    let mut faults = Vec::new();
+    let mut checks = Checks::default();
     match (&job.template_id, &job.inline_config) {
-        (Some(_), Some(_)) => faults.push(fault("inlineConfig", "stands beside templateId; give one of them")),
-        (None, None) => faults
-            .push(fault("templateId", "is missing: name a template, or give the configuration itself in inlineConfig")),
+        (Some(_), Some(_)) => checks.refuse("inlineConfig", "stands beside templateId; give one of them"),
+        (None, None) => {
+            checks.refuse("templateId", "is missing: name a template, or give the configuration itself in inlineConfig")
+        }
         _ => {}
     }
-    let text = |faults: &mut Vec<FieldError>, field: &str, text: Option<&str>, longest: usize| {
-        if text.is_some_and(|text| text.is_empty() || text.chars().count() > longest) {
-            faults.push(fault(field, format!("takes 1 to {longest} characters")));
-        }
-    };
-    text(&mut faults, "idempotencyKey", job.idempotency_key.as_deref(), LONGEST_KEY);
-    text(&mut faults, "group", job.group.as_deref(), LONGEST_NAME);
-    if job.priority.is_some_and(|priority| !(-PRIORITIES..=PRIORITIES).contains(&priority)) {
-        faults.push(fault("priority", format!("takes -{PRIORITIES} to {PRIORITIES}")));
-    }
+    checks.text("idempotencyKey", job.idempotency_key.as_deref(), LONGEST_KEY);
+    checks.text("group", job.group.as_deref(), LONGEST_NAME);
+    checks.range("priority", job.priority, (-PRIORITIES, PRIORITIES));
     if job.prefers.len() > MOST_PREFERRED {
-        faults.push(fault("prefers", format!("takes at most {MOST_PREFERRED} agents")));
+        checks.refuse("prefers", format!("takes at most {MOST_PREFERRED} agents"));
     }
     if job.requires.as_ref().is_some_and(|wanted| Value::Object(wanted.clone()).to_string().len() > MOST_REQUIRED) {
-        faults.push(fault("requires", format!("takes at most {MOST_REQUIRED} bytes")));
+        checks.refuse("requires", format!("takes at most {MOST_REQUIRED} bytes"));
     }
-    if faults.is_empty() { Ok(()) } else { Err(Problem::invalid(faults)) }
+    checks.done()
 }
 
 /// Submits a stream job. It waits for an agent with a free slot and what it requires; meanwhile `reason` says why.
@@ -181,19 +171,16 @@ pub(super) async fn submit(
     {
         drop(tx);
         if earlier != request_hash {
-            return Err(Problem::invalid(vec![fault(
+            return Err(Problem::refused(
                 "idempotencyKey",
                 format!("was used for {}, which is another job; take a new key", JobId(id)),
-            )]));
+            ));
         }
         return Ok(Json(shown(&fleet, &caller, id).await?).into_response());
     }
     let template = match &job.template_id {
         Some(id) => Some(read::template(&mut tx, id).await?.ok_or_else(|| {
-            Problem::invalid(vec![fault(
-                "templateId",
-                format!("there is no template `{id}`; GET /v1/templates lists them"),
-            )])
+            Problem::refused("templateId", format!("there is no template `{id}`; GET /v1/templates lists them"))
         })?),
         None => None,
     };

@@ -54,7 +54,7 @@ fn limit(given: Option<i64>) -> Result<i64, Problem> {
         return Ok(limit);
     }
     let message = format!("takes a whole number from 1 to {USUAL}");
-    Err(Problem::invalid(vec![crate::problem::FieldError { field: "limit".to_owned(), message }]))
+    Err(Problem::refused("limit", message))
 }
 
 /// A bare array of at most `limit` of `items`, of which one more was read; the header `Link` says where the rest is.

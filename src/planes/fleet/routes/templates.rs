@@ -17,8 +17,8 @@ use crate::ledger::{self, Entry};
 use crate::planes::fleet::model::RestartPolicy;
 use crate::planes::fleet::store::read;
 use crate::planes::fleet::{Fleet, Template};
-use crate::problem::{FieldError, Problem};
-use crate::web::{Body, Params, Path};
+use crate::problem::Problem;
+use crate::web::{Body, Checks, Params, Path};
 
 const LONGEST_ID: usize = 150;
 const LONGEST_DESCRIPTION: usize = 2_000;
@@ -104,9 +104,7 @@ pub(super) async fn create(
     caller: Caller,
     Body(new): Body<NewTemplate>,
 ) -> Result<Response, Problem> {
-    let id = new.id.clone().ok_or_else(|| {
-        Problem::invalid(vec![FieldError { field: "id".to_owned(), message: "is required".to_owned() }])
-    })?;
+    let id = new.id.clone().ok_or_else(|| Problem::refused("id", "is required"))?;
     let (template, _) = keep(&fleet, &caller, &id, new, true).await?;
     Ok((StatusCode::CREATED, Json(template)).into_response())
 }
@@ -123,8 +121,7 @@ pub(super) async fn put(
     Body(new): Body<NewTemplate>,
 ) -> Result<Response, Problem> {
     if new.id.as_ref().is_some_and(|given| *given != id) {
-        let message = "is not the one in the path".to_owned();
-        return Err(Problem::invalid(vec![FieldError { field: "id".to_owned(), message }]));
+        return Err(Problem::refused("id", "is not the one in the path"));
     }
     let (template, made) = keep(&fleet, &caller, &id, new, false).await?;
     let status = if made { StatusCode::CREATED } else { StatusCode::OK };
@@ -139,21 +136,16 @@ async fn keep(
     only_new: bool,
 ) -> Result<(Template, bool), Problem> {
     caller.require(Role::Operator)?;
-    let mut faults = Vec::new();
-    let mut refuse = |field: &str, message: String| faults.push(FieldError { field: field.to_owned(), message });
+    let mut checks = Checks::default();
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if !(1..=LONGEST_ID).contains(&id.len()) || !id.bytes().all(letter) {
-        refuse("id", format!("takes 1 to {LONGEST_ID} letters, digits, `.`, `_` and `-`"));
+        checks.refuse("id", format!("takes 1 to {LONGEST_ID} letters, digits, `.`, `_` and `-`"));
     }
     if new.description.as_ref().is_some_and(|text| text.chars().count() > LONGEST_DESCRIPTION) {
-        refuse("description", format!("takes at most {LONGEST_DESCRIPTION} characters"));
+        checks.refuse("description", format!("takes at most {LONGEST_DESCRIPTION} characters"));
     }
-    if !(-PRIORITIES..=PRIORITIES).contains(&new.priority) {
-        refuse("priority", format!("takes -{PRIORITIES} to {PRIORITIES}"));
-    }
-    if !faults.is_empty() {
-        return Err(Problem::invalid(faults));
-    }
+    checks.range("priority", Some(new.priority), (-PRIORITIES, PRIORITIES));
+    checks.done()?;
     let mut tx = fleet.db.begin().await?;
     let before = read::template(&mut tx, id).await?;
     if only_new && before.is_some() {

@@ -19,7 +19,7 @@ use crate::planes::fleet::intake::hash;
 use crate::planes::fleet::protocol::close;
 use crate::planes::fleet::store::tokens::{self, AgentToken};
 use crate::planes::fleet::{Change, Fleet};
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 use crate::web::{Body, Path};
 
 /// Good tokens of one agent: one in use, one to change to, and some that were forgotten.
@@ -51,7 +51,7 @@ fn check(field: &str, text: &str) -> Result<(), Problem> {
         return Ok(());
     }
     let message = format!("takes 1 to {LONGEST} printable characters");
-    Err(Problem::invalid(vec![FieldError { field: field.to_owned(), message }]))
+    Err(Problem::refused(field, message))
 }
 
 /// The agent's tokens, without their secrets.

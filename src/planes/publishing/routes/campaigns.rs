@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Checks, PRIORITIES, present};
+use super::{PRIORITIES, present};
 use crate::actor::Caller;
 use crate::db::Timestamp;
 use crate::ledger::{Change, Stop};
 use crate::planes::publishing::{Campaign, CampaignStatus, Publishing, store};
 use crate::problem::Problem;
-use crate::web::{Body, Cursor, IdempotencyKey, Limit, Page, Params, Path};
+use crate::web::{Body, Checks, Cursor, IdempotencyKey, Limit, Page, Params, Path};
 
 /// Budgets stay exact where they are added up as floating-point numbers.
 const BUDGETS: (i64, i64) = (0, 1_000_000_000_000_000);
@@ -93,7 +93,7 @@ fn check(
     (starts_at, ends_at): (Option<Timestamp>, Option<Timestamp>),
 ) -> Result<(), Problem> {
     let mut checks = Checks::default();
-    checks.text("name", name, 200);
+    checks.text("name", name.map(String::as_str), 200);
     checks.range("budget_cents", budget_cents, BUDGETS);
     checks.range("priority", priority, PRIORITIES);
     checks.time("starts_at", starts_at);

@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Checks, PRIORITIES, present, refused};
+use super::{PRIORITIES, present};
 use crate::actor::Caller;
 use crate::db::Tx;
 use crate::ledger::{Change, Stop};
 use crate::planes::publishing::{Clip, ClipStatus, Publishing, store};
 use crate::problem::Problem;
-use crate::web::{Body, Cursor, IdempotencyKey, Limit, Page, Params, Path};
+use crate::web::{Body, Checks, Cursor, IdempotencyKey, Limit, Page, Params, Path};
 
 /// Ten days: no clip is longer.
 const DURATIONS: (i64, i64) = (0, 864_000_000);
@@ -99,8 +99,8 @@ fn check(
     duration_ms: Option<i64>,
 ) -> Result<(), Problem> {
     let mut checks = Checks::default();
-    checks.text("title", title, 500);
-    checks.text("media_uri", media_uri, 2000);
+    checks.text("title", title.map(String::as_str), 500);
+    checks.text("media_uri", media_uri.map(String::as_str), 2000);
     if visual_score.is_some_and(|score| !(0.0..=100.0).contains(&score)) {
         checks.refuse("visual_score", "takes a number from 0 to 100");
     }
@@ -113,7 +113,7 @@ async fn check_campaign(tx: &mut Tx, campaign_id: Option<i64>) -> Result<(), Sto
     if let Some(id) = campaign_id
         && store::lock_campaign(tx, id).await?.is_none()
     {
-        return Err(refused("campaign_id", format!("there is no campaign {id}")).into());
+        return Err(Problem::refused("campaign_id", format!("there is no campaign {id}")).into());
     }
     Ok(())
 }
@@ -126,7 +126,7 @@ pub(super) async fn list(
     Params(query): Params<ClipQuery>,
 ) -> Result<Json<Page<Clip>>, Problem> {
     if query.min_visual_score.is_some_and(|score| !score.is_finite()) {
-        return Err(refused("min_visual_score", "takes a number"));
+        return Err(Problem::refused("min_visual_score", "takes a number"));
     }
     let rows = store::list_clips(publishing.db(), &query).await?;
     Ok(Json(Page::cut(rows, query.limit, |clip| clip.id)))
@@ -188,7 +188,7 @@ pub(super) async fn change(
         Some(ClipStatus::Ready) => store::restore_clip(&mut change.tx, id).await?,
         Some(ClipStatus::Scheduled | ClipStatus::Published) => {
             let message = "takes `archived`, or `ready` to take it out of the archive; it follows its publications";
-            return Err(refused("status", message).into());
+            return Err(Problem::refused("status", message).into());
         }
         Some(ClipStatus::Archived) | None => {}
     }

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Checks, PRIORITIES, refused};
+use super::PRIORITIES;
 use crate::actor::Caller;
 use crate::db::{Timestamp, Topic};
 use crate::ledger::{Change, Stop};
 use crate::planes::publishing::act;
 use crate::planes::publishing::{PublishLog, Publishing, Status, dispatch, store};
 use crate::problem::Problem;
-use crate::web::{Body, Cursor, IdempotencyKey, Limit, Page, Params, Path};
+use crate::web::{Body, Checks, Cursor, IdempotencyKey, Limit, Page, Params, Path};
 
 /// Retries of one publication, as the table checks them.
 const RETRIES: (i64, i64) = (0, 100);
@@ -133,11 +133,11 @@ pub(super) async fn create(
     check(new.scheduled_at, Some(new.priority), Some(new.max_retries))?;
     let Some(cost_cents) = publishing.schedule().get(&new.platform).map(|schedule| schedule.cost_cents) else {
         let known = publishing.platforms().join(", ");
-        return Err(refused("platform", format!("is not configured; there are {known}")).into());
+        return Err(Problem::refused("platform", format!("is not configured; there are {known}")).into());
     };
     let mut change = Change::begin(publishing.db(), caller, "POST /v1/publish-logs", key, &new).await?;
     if store::lock_clip(&mut change.tx, new.clip_id).await?.is_none() {
-        return Err(refused("clip_id", format!("there is no clip {}", new.clip_id)).into());
+        return Err(Problem::refused("clip_id", format!("there is no clip {}", new.clip_id)).into());
     }
     let made = act::publish_by_hand(&mut change.tx, &publishing, &new, cost_cents).await?;
     let (subject, location) = (made.subject(), format!("/v1/publish-logs/{}", made.id));
@@ -163,7 +163,11 @@ pub(super) async fn change(
     check(patch.scheduled_at, patch.priority, patch.max_retries)?;
     let edits = patch.scheduled_at.is_some() || patch.priority.is_some() || patch.max_retries.is_some();
     if patch.status.is_some_and(|status| status != Status::Cancelled || edits) {
-        return Err(refused("status", "takes `cancelled` alone; every other status follows from what happens").into());
+        return Err(Problem::refused(
+            "status",
+            "takes `cancelled` alone; every other status follows from what happens",
+        )
+        .into());
     }
     let mut change =
         Change::begin(publishing.db(), caller, &format!("PATCH /v1/publish-logs/{id}"), key, &patch).await?;

@@ -23,7 +23,7 @@ use super::TaskQueue;
 use crate::actor::{Caller, Role};
 use crate::db::Tx;
 use crate::ledger::{self, Entry};
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 
 /// Priorities, tries and times as the tables check them.
 const PRIORITIES: (i64, i64) = (-1000, 1000);
@@ -84,31 +84,4 @@ async fn commit(
 ) -> Result<(), Problem> {
     ledger::append(&mut tx, &[Entry::new(event, caller.actor(), payload).subject(subject)]).await?;
     Ok(tx.commit().await?)
-}
-
-/// Collects everything that is wrong with a body, so that the client hears of it at once.
-#[derive(Default)]
-struct Checks {
-    faults: Vec<FieldError>,
-    /// Before each field, e.g. `tasks[3].`.
-    within: String,
-}
-
-impl Checks {
-    fn refuse(&mut self, field: &str, message: impl Into<String>) {
-        self.faults.push(FieldError { field: format!("{}{field}", self.within), message: message.into() });
-    }
-    fn text(&mut self, field: &str, text: Option<&str>, longest: usize) {
-        if text.is_some_and(|text| text.trim().is_empty() || text.chars().count() > longest) {
-            self.refuse(field, format!("takes 1 to {longest} characters, not all blank"));
-        }
-    }
-    fn range(&mut self, field: &str, value: Option<i64>, (low, high): (i64, i64)) {
-        if value.is_some_and(|value| !(low..=high).contains(&value)) {
-            self.refuse(field, format!("takes a whole number from {low} to {high}"));
-        }
-    }
-    fn done(self) -> Result<(), Problem> {
-        if self.faults.is_empty() { Ok(()) } else { Err(Problem::invalid(self.faults)) }
-    }
 }

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::{Checks, LONGEST_NAME, begin, commit};
+use super::{LONGEST_NAME, begin, commit};
 use crate::actor::Caller;
 use crate::db::{Timestamp, Topic};
 use crate::planes::queue::{QueueState, TaskQueue, limit_queue, pause, queues, resume};
 use crate::problem::Problem;
-use crate::web::{Body, Path};
+use crate::web::{Body, Checks, Path};
 
 /// A queue that was paused or limited; one that is not listed runs without limits.
 #[derive(Debug, Serialize, ToSchema)]

@@ -11,14 +11,14 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use super::proof::{admitted, key};
-use super::{ATTEMPTS, Checks, LONGEST_NAME, PRIORITIES, YEAR_MS};
+use super::{ATTEMPTS, LONGEST_NAME, PRIORITIES, YEAR_MS};
 use crate::actor::Actor;
 use crate::backoff::Growth;
 use crate::db::Topic;
 use crate::ledger::{self, Entry};
 use crate::planes::queue::{Registration, TaskQueue, TaskRegistration, TaskSettings, register};
 use crate::problem::Problem;
-use crate::web::Body;
+use crate::web::{Body, Checks};
 
 /// Tasks of one service; each is a row that is written at every registration.
 const MOST_TASKS: usize = 1_000;

@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{ATTEMPTS, Checks, LONGEST_KEY, LONGEST_NAME, PRIORITIES, YEAR_MS};
+use super::{ATTEMPTS, LONGEST_KEY, LONGEST_NAME, PRIORITIES, YEAR_MS};
 use crate::db::{Timestamp, Topic};
 use crate::planes::queue::{NewJob, TaskQueue, enqueue_many};
 use crate::problem::Problem;
 use crate::storage::is_reference;
-use crate::web::{Body, IdempotencyKey};
+use crate::web::{Body, Checks, IdempotencyKey};
 
 /// Tasks of one batch: one transaction that holds the write lock for less than a second.
 const LARGEST_BATCH: usize = 10_000;
@@ -94,7 +94,6 @@ pub struct EnqueuedTasks {
 
 impl NewTask {
     fn check(&self, checks: &mut Checks) {
-        use chrono::Datelike;
         checks.text("taskId", Some(&self.task_id), LONGEST_NAME);
         checks.text("queue", self.queue.as_deref(), LONGEST_NAME);
         checks.text("idempotencyKey", self.idempotency_key.as_deref(), LONGEST_KEY);
@@ -107,9 +106,7 @@ impl NewTask {
         if self.run_at.is_some() && self.delay_ms.is_some() {
             checks.refuse("delayMs", "is taken without runAt");
         }
-        if self.run_at.is_some_and(|at| !(1970..=9999).contains(&at.utc().year())) {
-            checks.refuse("runAt", "takes a time of the years 1970 to 9999");
-        }
+        checks.time("runAt", self.run_at);
         if is_reference(&self.input) {
             checks.refuse("input", "may not be a reference into storage");
         }
@@ -189,7 +186,7 @@ pub(super) async fn enqueue_batch(
     for (place, task) in batch.tasks.iter().enumerate() {
         checks.within = format!("tasks[{place}].");
         task.check(&mut checks);
-        if checks.faults.len() >= 100 {
+        if checks.count() >= 100 {
             break; // enough to mend first
         }
     }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::proof::{admitted, given, key, refused};
-use super::{Checks, task_runs};
+use super::task_runs;
 use crate::db::{Timestamp, Topic};
 use crate::planes::queue::dispatch::{Assignment, take};
 use crate::planes::queue::store::registry::Lane;
@@ -23,7 +23,7 @@ use crate::planes::queue::{
 };
 use crate::problem::Problem;
 use crate::storage::{Reference, is_reference};
-use crate::web::{Body, Path};
+use crate::web::{Body, Checks, Path};
 
 /// Task runs that are handed out at once.
 const MOST_RUNS: usize = 100;

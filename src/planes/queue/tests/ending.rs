@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::store::{BATCH, finish::{LONGEST_WAIT, rescue}, registry::TaskSettings};
+use super::super::store::{
+    BATCH,
+    finish::{LONGEST_WAIT, rescue},
+    registry::TaskSettings,
+};
 use super::super::*;
 use super::in_each_world;
 use crate::backoff::Growth;

@@ -21,7 +21,7 @@ use super::Worker;
 use super::settle::{End, Ended};
 use crate::db::{Listener, Result, Topic};
 use crate::planes::queue::job::{Hold, Job};
-use crate::planes::queue::seats::Sitting;
+use crate::planes::queue::seats::{Sitting, give_back};
 use crate::planes::queue::store::claim::{Outlook, millis};
 use crate::planes::queue::store::finish;
 use crate::planes::queue::store::registry::{self, Outcomes, WorkerSeen};
@@ -370,19 +370,8 @@ impl Shift {
     /// Gives back what was claimed and never began.
     async fn give_back(&mut self) {
         let held: Vec<Hold> = self.buffer.drain(..).map(|job| Hold::from(&job)).collect();
-        if held.is_empty() {
-            return;
-        }
-        let given = async {
-            let mut tx = self.worker.db.begin().await?;
-            finish::give_back(&mut tx, &held).await?;
-            tx.commit().await
-        };
-        match given.await {
-            Ok(()) => self.worker.db.wake(Topic::Jobs).await,
-            Err(cause) => {
-                tracing::warn!(%cause, jobs = held.len(), "jobs could not be given back; their leases will lapse");
-            }
+        if !held.is_empty() {
+            give_back(&self.worker.db, &held).await;
         }
     }
 }
