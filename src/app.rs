@@ -1,8 +1,9 @@
 //! Everything is built, started and stopped here, in order.
 //!
-//! Up: the address, database and schema, event monitor, planes, rules, loop, queue worker, dispatcher, upkeep, doors. Down: doors first (running
-//! requests end), then the loop (its running action ends and the lease is given back), then queue and dispatcher,
-//! then the event monitor, then the database.
+//! Up: the address, database and schema, planes, rules, event monitor, loop, queue worker and dispatchers, engines,
+//! fleet, upkeep, doors. Down: the fleet first (agents go to other instances while requests are still served), then the
+//! doors (running requests end), upkeep, the loop (its running action ends and the lease is given back), the engines
+//! (their runs are given back), queue worker and dispatchers, the event monitor, the database.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -312,7 +313,8 @@ impl App {
         &self.db
     }
 
-    /// Stops everything in the opposite order; the running action ends first.
+    /// Stops everything: who comes from outside first, then what works, then what it stands on. What runs comes to its
+    /// end, or is given back.
     pub async fn stop(self) {
         self.fleet.stop().await;
         self.doors.end().await;

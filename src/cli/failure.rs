@@ -102,7 +102,7 @@ impl From<LoopError> for Failure {
     fn from(error: LoopError) -> Self {
         match error {
             LoopError::Store(error) => error.into(),
-            LoopError::TimedOut(_) => Self::unreachable(error.to_string()),
+            LoopError::TimedOut(_) | LoopError::StillRunning(_) => Self::unreachable(error.to_string()),
             LoopError::Cycle(_) => Self::failed(format!("{error}. `showrunner ledger tail` shows what led to it.")),
         }
     }

@@ -102,11 +102,11 @@ impl Config {
         if !token.is_empty() && token.chars().count() < MIN_TOKEN_CHARS && token != super::DEVELOPMENT_TOKEN {
             faults.add("fleet.agent_token", format!("is shorter than {MIN_TOKEN_CHARS} characters and can be guessed"));
         }
-        if token == super::DEVELOPMENT_TOKEN && !self.host.is_loopback() {
-            faults.add(
-                "fleet.agent_token",
-                "is the one that everybody knows; take a token of your own, or host 127.0.0.1",
-            );
+        // Where tokens are set, a proxy on this machine may bring strangers to a door on loopback.
+        if token == super::DEVELOPMENT_TOKEN && !(self.host.is_loopback() && self.auth.tokens.is_empty()) {
+            let message = "is the one that everybody knows; it is taken only on loopback and where no `auth.tokens` are \
+                           set: take a token of your own";
+            faults.add("fleet.agent_token", message);
         }
         faults.within("fleet.heartbeat_interval_ms", fleet.heartbeat_interval_ms, 100..=600_000);
         faults.within("fleet.heartbeat_timeout_ms", fleet.heartbeat_timeout_ms, 200..=3_600_000);
@@ -116,7 +116,8 @@ impl Config {
         }
         faults.within("fleet.stop_grace_ms", fleet.stop_grace_ms, 0..=3_600_000);
         faults.within("fleet.kill_after_ms", fleet.kill_after_ms, 100..=3_600_000);
-        faults.within("fleet.reconnect_grace_ms", fleet.reconnect_grace_ms, 0..=3_600_000);
+        // Without any an agent would have no lease, and would never end by itself what begins elsewhere.
+        faults.within("fleet.reconnect_grace_ms", fleet.reconnect_grace_ms, 100..=3_600_000);
     }
 }
 

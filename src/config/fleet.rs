@@ -5,15 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use super::redacted;
 
-/// The token that agents use on loopback where none is set.
+/// The token that agents use on loopback where no tokens are set at all.
 pub const DEVELOPMENT_TOKEN: &str = "dev-shared-token";
 
 /// Agents and their streams.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fleet {
-    /// What agents that have no token of their own prove themselves by. Without it `dev-shared-token` is taken, on
-    /// loopback only.
+    /// What agents that have no token of their own prove themselves by. Without it `dev-shared-token` is taken, only on
+    /// loopback and where no `auth.tokens` are set.
     #[serde(serialize_with = "redacted")]
     pub agent_token: SecretString,
     /// Milliseconds between an agent's heartbeats.

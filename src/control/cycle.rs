@@ -29,6 +29,9 @@ use crate::panic::caught;
 /// What decided: written into every cycle, because a replay is only good with the same engine.
 pub const ENGINE_VERSION: &str = concat!("showrunner ", env!("CARGO_PKG_VERSION"), ", rhai 1.27");
 
+/// News of edited rules that are kept for the ledger while it cannot be written, so that a night of edits fits.
+const MOST_UNTOLD: usize = 100;
+
 /// A rule that keeps failing is written down once in this time, not every cycle.
 const FAILURE_REPEATS_AFTER: Duration = Duration::from_secs(3600);
 
@@ -63,6 +66,8 @@ pub struct CycleRunner {
     unrecorded: Option<(u64, Timestamp, String)>,
     /// A time without cycles that the next one ends.
     gap: Option<Gap>,
+    /// What became of edited rules, until a cycle tells of it in the ledger.
+    untold: Vec<Entry>,
 }
 
 /// A cycle's look and decision, before anything is written.
@@ -111,6 +116,7 @@ impl CycleRunner {
             first_rule: None,
             unrecorded: None,
             gap: None,
+            untold: Vec::new(),
         }
     }
 
@@ -126,6 +132,7 @@ impl CycleRunner {
         let result = caught(self.try_run(occasion)).await.unwrap_or_else(|words| Err(CycleError::Panicked(words)));
         metrics::histogram!("showrunner_cycle_seconds").record((self.clock.elapsed() - began).as_secs_f64());
         if let Err(cause) = &result {
+            self.reported_failures.clear(); // whether they are in the ledger is not known
             tracing::error!(%cause, "the cycle failed; the next one runs");
             count(occasion.trigger, "error");
             if !matches!(cause, CycleError::TermOver(_)) {
@@ -136,7 +143,8 @@ impl CycleRunner {
     }
 
     async fn try_run(&mut self, occasion: Occasion<'_>) -> Result<i64, CycleError> {
-        let mut entries = self.refresh_rules();
+        self.refresh_rules();
+        let mut entries = self.untold.clone();
         let decided = self.decide().await?;
         entries.extend(self.gap.as_ref().map(Gap::entry));
         entries.extend(self.recount_unrecorded());
@@ -148,14 +156,11 @@ impl CycleRunner {
                 Entry::new("orchestrator.blast_radius_exceeded", Actor::Loop, payload).severity(Severity::Warning),
             );
         }
-        let id = if decided.decision.actions.is_empty() {
-            self.record_idle(occasion, decided, entries).await?
+        if decided.decision.actions.is_empty() {
+            self.record_idle(occasion, decided, entries).await
         } else {
-            self.act(occasion, decided, entries).await?
-        };
-        self.unrecorded = None;
-        self.gap = None;
-        Ok(id)
+            self.act(occasion, decided, entries).await
+        }
     }
 
     async fn decide(&self) -> Result<Decided, db::Error> {
@@ -180,7 +185,7 @@ impl CycleRunner {
         entries: Vec<Entry>,
     ) -> Result<i64, CycleError> {
         let snapshot = to_json(&decided.snapshot);
-        let stored = self.snapshots.encode(&snapshot);
+        let stored = self.snapshots.encode(&snapshot, decided.started_at);
         let mut tx = self.begin_fenced(occasion.term).await?;
         let now = tx.now().await?;
         let row = NewCycle {
@@ -199,7 +204,7 @@ impl CycleRunner {
         all.push(Entry::new("orchestrator.cycle_idle", Actor::Loop, payload).cycle(id));
         ledger::append(&mut tx, &all).await?;
         tx.commit().await?;
-        self.remember_stored(id, &stored, snapshot, &decided.rules);
+        self.remember_stored(id, &stored, snapshot, &decided);
         match system.status {
             HealthStatus::Healthy => tracing::info!("Cycle {id}: No actions needed, system healthy"),
             status => {
@@ -212,7 +217,7 @@ impl CycleRunner {
 
     async fn act(&mut self, occasion: Occasion<'_>, decided: Decided, entries: Vec<Entry>) -> Result<i64, CycleError> {
         let snapshot = to_json(&decided.snapshot);
-        let stored = self.snapshots.encode(&snapshot);
+        let stored = self.snapshots.encode(&snapshot, decided.started_at);
         let mut tx = self.begin_fenced(occasion.term).await?;
         let row = NewCycle { status: "running", snapshot: stored.clone(), ..self.new_cycle(occasion, &decided) };
         let mut all = self.close_unrecorded(&mut tx).await?;
@@ -222,15 +227,15 @@ impl CycleRunner {
         all.extend(entries.into_iter().map(|entry| entry.cycle(id)));
         ledger::append(&mut tx, &all).await?;
         tx.commit().await?;
-        self.remember_stored(id, &stored, snapshot, &decided.rules);
+        self.remember_stored(id, &stored, snapshot, &decided);
 
         let plan = &decided.decision.actions;
         tracing::info!("Cycle {id}: {} {} to execute", plan.len(), if plan.len() == 1 { "action" } else { "actions" });
         let began = self.clock.elapsed();
-        let (execution, broken) = self.executor.execute(id, occasion.term, plan).await;
+        let (execution, over) = self.executor.execute(id, occasion.term, plan).await;
         let execute = self.clock.elapsed() - began;
         tracing::info!("Cycle {id}: {} succeeded, {} failed", execution.succeeded, execution.failed);
-        if let Some(super::executor::Broken::TermOver(over)) = broken {
+        if let Some(over) = over {
             return Err(over.into());
         }
         self.close(id, occasion.term, &execution, execute).await?;
@@ -241,12 +246,10 @@ impl CycleRunner {
     async fn close(&self, id: i64, term: i64, execution: &Execution, took: Duration) -> Result<(), CycleError> {
         let mut tx = self.begin_fenced(term).await?;
         let ending = Ending {
-            status: "completed",
             execute_us: took.as_micros() as i64,
             succeeded: execution.succeeded,
             failed: execution.failed,
             result: to_json(execution).to_string(),
-            error: None,
         };
         cycles::finish(&mut tx, id, &ending).await?;
         let payload = json!({
@@ -291,9 +294,13 @@ impl CycleRunner {
         }
     }
 
-    fn remember_stored(&mut self, id: i64, stored: &cycles::StoredSnapshot, snapshot: Value, rules: &RuleSet) {
-        self.snapshots.stored(id, stored, snapshot);
-        self.stored_rules = Some(rules.hash().to_owned());
+    /// The cycle and all that was to tell beside it are committed.
+    fn remember_stored(&mut self, id: i64, stored: &cycles::StoredSnapshot, snapshot: Value, decided: &Decided) {
+        self.snapshots.stored(id, stored, snapshot, decided.started_at);
+        self.stored_rules = Some(decided.rules.hash().to_owned());
+        self.unrecorded = None;
+        self.gap = None;
+        self.untold.clear();
     }
 
     /// Keeps the sources of the rules in force, so that their cycles can be replayed.
@@ -314,22 +321,25 @@ impl CycleRunner {
         Ok(())
     }
 
-    /// Looks whether operators changed the rules; says so for the ledger.
-    fn refresh_rules(&self) -> Vec<Entry> {
-        match self.rules.refresh() {
-            Refresh::Unchanged => Vec::new(),
+    /// Looks whether operators changed the rules; the next cycle that can be written says so in the ledger.
+    fn refresh_rules(&mut self) {
+        let entry = match self.rules.refresh() {
+            Refresh::Unchanged => return,
             Refresh::Loaded { hash, previous } => {
                 tracing::info!(%hash, "rules loaded");
                 let payload = json!({ "hash": hash, "previous": previous });
-                vec![Entry::new("orchestrator.rules_loaded", Actor::System, payload)]
+                Entry::new("orchestrator.rules_loaded", Actor::System, payload)
             }
             Refresh::Rejected { hash, errors } => {
                 let active = self.rules.current().hash().to_owned();
                 let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 tracing::warn!(?errors, "the new rules were rejected; the last good ones stay in force");
                 let payload = json!({ "hash": hash, "active": active, "errors": errors });
-                vec![Entry::new("orchestrator.rules_rejected", Actor::System, payload).severity(Severity::Warning)]
+                Entry::new("orchestrator.rules_rejected", Actor::System, payload).severity(Severity::Warning)
             }
+        };
+        if self.untold.len() < MOST_UNTOLD {
+            self.untold.push(entry);
         }
     }
 

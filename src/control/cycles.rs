@@ -4,6 +4,7 @@
 //! day of idle cycles stays small and every cycle can still be replayed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -122,18 +123,23 @@ pub struct StoredSnapshot {
     pub text: Option<String>,
 }
 
+/// No snapshot is relative to an older one: retention takes a whole one away after a day at the earliest, where no cycle
+/// needs it while the loop is off.
+const BASE_SERVES: Duration = Duration::from_secs(3_600);
+
 /// Remembers the last whole snapshot that this leader wrote.
 #[derive(Default)]
 pub struct SnapshotWriter {
-    base: Option<(i64, Value)>,
+    base: Option<(i64, Timestamp, Value)>,
     since_whole: u32,
 }
 
 impl SnapshotWriter {
-    /// The form in which to store `snapshot`; call [`SnapshotWriter::stored`] once its row is committed.
-    pub fn encode(&self, snapshot: &Value) -> StoredSnapshot {
-        if let Some((base_id, base)) = &self.base
+    /// The form in which to store a `snapshot` of this time; call [`SnapshotWriter::stored`] once its row is committed.
+    pub fn encode(&self, snapshot: &Value, at: Timestamp) -> StoredSnapshot {
+        if let Some((base_id, taken_at, base)) = &self.base
             && self.since_whole < WHOLE_EVERY
+            && at.since(*taken_at) < BASE_SERVES
         {
             let mut changes = Map::new();
             difference(base, snapshot, &mut String::new(), &mut changes);
@@ -147,9 +153,9 @@ impl SnapshotWriter {
     }
 
     /// Says that a snapshot was committed as the row `id`.
-    pub fn stored(&mut self, id: i64, stored: &StoredSnapshot, snapshot: Value) {
+    pub fn stored(&mut self, id: i64, stored: &StoredSnapshot, snapshot: Value, at: Timestamp) {
         if stored.base_id.is_none() {
-            self.base = Some((id, snapshot));
+            self.base = Some((id, at, snapshot));
             self.since_whole = 0;
         } else {
             self.since_whole += 1;
@@ -232,28 +238,24 @@ pub async fn insert(tx: &mut Tx, cycle: &NewCycle<'_>) -> Result<i64> {
 
 /// How a cycle with actions ended.
 pub struct Ending {
-    pub status: &'static str,
     pub execute_us: i64,
     pub succeeded: i64,
     pub failed: i64,
     pub result: String,
-    pub error: Option<String>,
 }
 
-/// Closes a cycle that was `running`.
+/// Closes a cycle that was `running`: all of its plan was tried.
 pub async fn finish(tx: &mut Tx, id: i64, ending: &Ending) -> Result<()> {
     let now = tx.now().await?;
     tx.query(sql!(
-        "UPDATE cycles SET status = $1, finished_at = $2, execute_us = $3, succeeded = $4, failed = $5, result = "
-        { sqlite: "$6", postgres: "CAST($6 AS JSON)" } ", error = $7 WHERE id = $8 AND status = 'running'"
+        "UPDATE cycles SET status = 'completed', finished_at = $1, execute_us = $2, succeeded = $3, failed = $4, result = "
+        { sqlite: "$5", postgres: "CAST($5 AS JSON)" } " WHERE id = $6 AND status = 'running'"
     ))
-    .bind(ending.status)
     .bind(now)
     .bind(ending.execute_us)
     .bind(ending.succeeded)
     .bind(ending.failed)
     .bind(ending.result.clone())
-    .bind(ending.error.clone())
     .bind(id)
     .execute()
     .await?;
@@ -409,14 +411,17 @@ mod tests {
     fn a_small_change_is_stored_small_and_a_whole_snapshot_comes_back_now_and_then() {
         let mut writer = SnapshotWriter::default();
         let whole = |n: i64| serde_json::json!({ "at": n, "jobs": { "pending": 1, "text": "x".repeat(200) } });
-        let first = writer.encode(&whole(0));
+        let at = Timestamp::new(chrono::DateTime::UNIX_EPOCH);
+        let first = writer.encode(&whole(0), at);
         assert_eq!(first.base_id, None);
-        writer.stored(7, &first, whole(0));
+        writer.stored(7, &first, whole(0), at);
+        let later = |minutes: u64| writer.encode(&whole(1), at.after(Duration::from_secs(minutes * 60))).base_id;
+        assert_eq!((later(59), later(60)), (Some(7), None), "what it is relative to may be gone by then");
         for n in 1..=i64::from(WHOLE_EVERY) {
-            let stored = writer.encode(&whole(n));
+            let stored = writer.encode(&whole(n), at);
             assert_eq!((stored.base_id, stored.text.clone()), (Some(7), Some(format!("{{\"/at\":{n}}}"))));
-            writer.stored(7 + n, &stored, whole(n));
+            writer.stored(7 + n, &stored, whole(n), at);
         }
-        assert_eq!(writer.encode(&whole(1000)).base_id, None);
+        assert_eq!(writer.encode(&whole(1000), at).base_id, None);
     }
 }

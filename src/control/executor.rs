@@ -56,14 +56,6 @@ pub struct Executor {
     settings: config::Governors,
 }
 
-/// Why a plan was broken off.
-#[derive(Debug, thiserror::Error)]
-pub enum Broken {
-    /// Nothing further may be committed.
-    #[error(transparent)]
-    TermOver(#[from] TermOver),
-}
-
 /// How one try of an action's transaction ended.
 enum Attempt {
     Executed(Effect),
@@ -85,8 +77,8 @@ impl Executor {
 
     /// Carries out `plan` in its order under `term`. Breaks off when the term is over: whatever is left is another
     /// leader's to decide.
-    pub async fn execute(&self, cycle_id: i64, term: i64, plan: &[PlannedAction]) -> (Execution, Option<Broken>) {
-        let (mut execution, mut broken) = (Execution::default(), None);
+    pub async fn execute(&self, cycle_id: i64, term: i64, plan: &[PlannedAction]) -> (Execution, Option<TermOver>) {
+        let (mut execution, mut ended) = (Execution::default(), None);
         for planned in plan {
             execution.total += 1;
             let (outcome, detail) = match self.attempt(cycle_id, term, planned).await {
@@ -95,7 +87,7 @@ impl Executor {
                     execution.failed += 1;
                     let detail = json!({ "error": over.to_string() });
                     execution.results.push(result(planned, ActionOutcome::Failed, detail));
-                    broken = Some(over.into());
+                    ended = Some(over);
                     break;
                 }
                 Attempt::Refused(reason) => {
@@ -128,7 +120,7 @@ impl Executor {
                 self.db.wake(Topic::Events).await;
             }
         }
-        (execution, broken)
+        (execution, ended)
     }
 
     async fn attempt(&self, cycle_id: i64, term: i64, planned: &PlannedAction) -> Attempt {
@@ -185,8 +177,12 @@ impl Executor {
             Action::ForcePublish { log_id } => publishing::act::force_publish(tx, publishing, *log_id).await,
             Action::RebalanceQueue { emergency } => {
                 let rebalanced = queue::act::rebalance(tx, *emergency).await?;
-                publishing::act::fail_waiting_on(tx, &rebalanced.failed_jobs).await?;
-                Ok(rebalanced.effect)
+                let failed = publishing::act::fail_waiting_on(tx, &rebalanced.failed_jobs).await?;
+                let mut effect = rebalanced.effect;
+                if !failed.is_empty() {
+                    effect.detail["failed_publications"] = json!(failed);
+                }
+                Ok(effect)
             }
             Action::RetryDeadLetter { dead_letter_id } => queue::act::retry_dead_letter(tx, *dead_letter_id).await,
             Action::PauseQueue { queue } => queue::act::pause_queue(tx, queue).await,

@@ -10,7 +10,6 @@ use serde_json::json;
 use crate::actor::Actor;
 use crate::db::{Db, Result, Timestamp, Tx};
 use crate::ledger::{self, Entry};
-use crate::sql;
 
 /// How long a lease holds. A leader that dies is replaced within this and one look of the others (a second).
 pub const LEASE: Duration = Duration::from_secs(6);
@@ -93,13 +92,16 @@ pub async fn release(db: &Db, holder: &str, term: i64) -> Result<()> {
 
 /// Whether `term` is still the term, in this transaction and until it ends: the row is locked against a new leader. It
 /// also waits for an earlier transaction of the same leader whose commit got no answer, so that what that one did is
-/// to be seen.
+/// to be seen. The lease is held for another stretch: a plan of many actions may take longer than one.
 pub async fn fence(tx: &mut Tx, term: i64) -> Result<Result<(), TermOver>> {
-    let current: Option<(i64,)> = tx
-        .query(sql!("SELECT term FROM leases WHERE name = 'loop'" { sqlite: "", postgres: " FOR UPDATE" }))
-        .optional()
+    let now = tx.now().await?;
+    let held = tx
+        .query("UPDATE leases SET expires_at = $1 WHERE name = 'loop' AND term = $2")
+        .bind(now.after(LEASE))
+        .bind(term)
+        .execute()
         .await?;
-    Ok(if current == Some((term,)) { Ok(()) } else { Err(TermOver(term)) })
+    Ok(if held > 0 { Ok(()) } else { Err(TermOver(term)) })
 }
 
 /// The lease as it stands, whoever holds it.

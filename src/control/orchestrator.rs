@@ -30,6 +30,9 @@ pub enum LoopError {
     /// No instance took the request in time.
     #[error("no instance ran the cycle within {0} s; is a server running on this database?")]
     TimedOut(u64),
+    /// An instance took the request, and its cycle goes on.
+    #[error("the cycle was begun and has not ended within {0} s; GET /orchestrator/status tells when it has")]
+    StillRunning(u64),
 }
 
 /// What one cycle saw, decided and did: the `result` of `POST /orchestrator/run-once`.
@@ -165,8 +168,9 @@ impl Orchestrator {
             }
             tokio::select! {
                 () = &mut deadline => {
-                    requests::withdraw(&self.db, request).await?;
-                    return Err(LoopError::TimedOut(REQUEST_PATIENCE.as_secs()));
+                    let withdrawn = requests::withdraw(&self.db, request).await?;
+                    let seconds = REQUEST_PATIENCE.as_secs();
+                    return Err(if withdrawn { LoopError::TimedOut(seconds) } else { LoopError::StillRunning(seconds) });
                 }
                 () = hint.woken() => {}
                 () = tokio::time::sleep(ANSWER_POLL) => {}

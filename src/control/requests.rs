@@ -22,8 +22,10 @@ pub async fn ask(db: &Db, actor: &Actor) -> Result<i64> {
 
 /// Whether any request waits for a leader.
 pub async fn any_open(db: &Db) -> Result<bool> {
-    let open: Option<(i64,)> =
-        db.query("SELECT id FROM cycle_requests WHERE taken_at IS NULL LIMIT 1").optional().await?;
+    let open: Option<(i64,)> = db
+        .query("SELECT id FROM cycle_requests WHERE taken_at IS NULL AND cycle_id IS NULL AND error IS NULL LIMIT 1")
+        .optional()
+        .await?;
     Ok(open.is_some())
 }
 
@@ -32,7 +34,8 @@ pub async fn take(tx: &mut Tx) -> Result<Option<(i64, String)>> {
     let now = tx.now().await?;
     tx.query(
         "UPDATE cycle_requests SET taken_at = $1
-             WHERE id = (SELECT MIN(id) FROM cycle_requests WHERE taken_at IS NULL) AND taken_at IS NULL
+             WHERE id = (SELECT MIN(id) FROM cycle_requests
+                 WHERE taken_at IS NULL AND cycle_id IS NULL AND error IS NULL) AND taken_at IS NULL
              RETURNING id, requested_by",
     )
     .bind(now)
@@ -75,11 +78,13 @@ pub async fn answered(db: &Db, id: i64) -> Result<Option<Answer>> {
     })
 }
 
-/// Withdraws a request that nobody took.
-pub async fn withdraw(db: &Db, id: i64) -> Result<()> {
+/// Withdraws a request that nobody took; `false` where somebody has.
+pub async fn withdraw(db: &Db, id: i64) -> Result<bool> {
     let mut tx = db.begin().await?;
-    tx.query("DELETE FROM cycle_requests WHERE id = $1 AND taken_at IS NULL").bind(id).execute().await?;
-    tx.commit().await
+    let open = "DELETE FROM cycle_requests WHERE id = $1 AND taken_at IS NULL";
+    let withdrawn = tx.query(open).bind(id).execute().await?;
+    tx.commit().await?;
+    Ok(withdrawn > 0)
 }
 
 /// Forgets answered requests that are older than a day.

@@ -164,10 +164,15 @@ impl Runner {
 
     /// Whether the loop is switched on, and whether anybody asked for a cycle; takes or renews the lease on the way.
     async fn look(&mut self) -> Result<(bool, bool)> {
-        if self.may_owe && self.parts.lead.term().is_some() {
+        if self.may_owe
+            && let Some(term) = self.parts.lead.term()
+        {
             let mut tx = self.parts.db.begin().await?;
-            requests::reopen(&mut tx).await?;
-            tx.commit().await?;
+            // Another leader may have taken them meanwhile.
+            if leader::fence(&mut tx, term).await?.is_ok() {
+                requests::reopen(&mut tx).await?;
+                tx.commit().await?;
+            }
             self.may_owe = false;
         }
         let asked = requests::any_open(&self.parts.db).await?;

@@ -158,8 +158,10 @@ pub async fn forget_old(db: &Db, retention: &Retention) -> Result<()> {
         let events = events::forget(&mut tx, before(retention.events_days)).await?;
         let streams = fleet::forget(&mut tx, before(retention.jobs_days)).await?;
         let letters = queue::forget_dead_letters(&mut tx, before(retention.dead_letters_days)).await?;
+        // No period of a rate limit is longer than a day.
+        let windows = queue::forget_rate_windows(&mut tx, now.before(days(1))).await?;
         tx.commit().await?;
-        if cycles.max(jobs).max(runs).max(streams).max(events).max(letters) < FULL_BATCH {
+        if cycles.max(jobs).max(runs).max(streams).max(events).max(letters).max(windows) < FULL_BATCH {
             break;
         }
     }

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection, SqlSafeStr};
 
 use super::connect::begin_immediate;
 use super::{Db, Error, Pools, Result};
@@ -58,6 +58,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0008_times.sql"),
         include_str!("../../migrations/postgres/0008_times.sql"),
     ),
+    (
+        9,
+        "clips",
+        include_str!("../../migrations/sqlite/0009_clips.sql"),
+        include_str!("../../migrations/postgres/0009_clips.sql"),
+    ),
 ];
 
 /// Where a database stands against this program.
@@ -91,8 +97,15 @@ impl Db {
             return Ok(());
         }
         let result = match &self.pools {
-            // PostgreSQL is locked by the migrator itself.
-            Pools::Postgres(pools) => self.migrator().run(&pools.fresh).await,
+            // PostgreSQL is locked by the migrator itself. A migration may build an index over millions of rows, and
+            // whoever starts beside it waits for it: the usual time-outs of statements would end both.
+            Pools::Postgres(pools) => {
+                let mut connection = pools.fresh.acquire().await?.detach();
+                sqlx::raw_sql("SET statement_timeout = '1h'; SET lock_timeout = '1h'").execute(&mut connection).await?;
+                let done = self.migrator().run(&mut connection).await;
+                let _ = connection.close().await; // its settings are not for others
+                done
+            }
             // On SQLite all of it is one transaction that begins with the write lock: of two processes that start
             // together, the later one finds the work done.
             Pools::Sqlite { write, .. } => {

@@ -20,7 +20,7 @@ impl From<LoopError> for Problem {
                 let detail = format!("{error}; the ledger has it as `orchestrator.cycle_error`.");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "cycle-failed", detail)
             }
-            LoopError::TimedOut(_) => Self::unavailable(error.to_string()),
+            LoopError::TimedOut(_) | LoopError::StillRunning(_) => Self::unavailable(error.to_string()),
         }
     }
 }

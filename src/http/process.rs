@@ -78,6 +78,7 @@ async fn process(State(processor): State<Arc<Processor>>, caller: Caller) -> Res
         return Ok(Json(done));
     };
     let engines = plane.apart("process").await?;
+    let _ends = engines.ends_with(); // a request that is dropped on its way leaves no engine behind
     let worked = match engines.start_once().await {
         Ok(()) => work(&processor, Some(&engines), ends, &mut done).await,
         Err(cause) => Err(cause),

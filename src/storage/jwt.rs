@@ -92,7 +92,8 @@ impl SecretKey {
         mac(self.bytes(), &run_text(run, lease)).verify_slice(&presented).is_ok()
     }
 
-    fn check(&self, token: &str, now: Timestamp) -> Result<Registration, BadToken> {
+    /// Whom a worker's token names, if it is signed, whole and not over; it is not used up by this.
+    pub fn check(&self, token: &str, now: Timestamp) -> Result<Registration, BadToken> {
         let claims = verify(self.bytes(), token).ok_or(BadToken::Signature)?;
         let registration: Registration =
             serde_json::from_value(claims).map_err(|_| BadToken::Claims("takes the claims iss, iat, exp and jti"))?;

@@ -238,7 +238,10 @@ impl Store {
                 }
             };
             size += piece.len() as u64;
-            upload.wait_for_capacity(PARTS_AT_ONCE).await.map_err(failed)?;
+            if let Err(cause) = upload.wait_for_capacity(PARTS_AT_ONCE).await {
+                let _ = upload.abort().await;
+                return Err(failed(cause));
+            }
             upload.put(piece);
         }
         if size != meta.size {
@@ -299,7 +302,100 @@ fn hide(place: &Place, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use object_store::memory::InMemory;
+    use object_store::{
+        CopyOptions, GetResult, ListResult, MultipartUpload, PutMultipartOptions, PutOptions, PutResult, UploadPart,
+    };
+
     use super::*;
+
+    /// Takes no part of an upload, and counts the uploads that are given up.
+    #[derive(Debug, Default)]
+    struct Full {
+        within: InMemory,
+        given_up: Arc<AtomicUsize>,
+    }
+
+    impl std::fmt::Display for Full {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("full")
+        }
+    }
+
+    #[async_trait]
+    impl ObjectStore for Full {
+        async fn put_opts(&self, key: &Key, value: PutPayload, how: PutOptions) -> object_store::Result<PutResult> {
+            self.within.put_opts(key, value, how).await
+        }
+        async fn put_multipart_opts(
+            &self,
+            _: &Key,
+            _: PutMultipartOptions,
+        ) -> object_store::Result<Box<dyn MultipartUpload>> {
+            Ok(Box::new(FullUpload(self.given_up.clone())))
+        }
+        async fn get_opts(&self, key: &Key, how: GetOptions) -> object_store::Result<GetResult> {
+            self.within.get_opts(key, how).await
+        }
+        fn delete_stream(
+            &self,
+            keys: BoxStream<'static, object_store::Result<Key>>,
+        ) -> BoxStream<'static, object_store::Result<Key>> {
+            self.within.delete_stream(keys)
+        }
+        fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+            self.within.list(prefix)
+        }
+        async fn list_with_delimiter(&self, prefix: Option<&Key>) -> object_store::Result<ListResult> {
+            self.within.list_with_delimiter(prefix).await
+        }
+        async fn copy_opts(&self, from: &Key, to: &Key, how: CopyOptions) -> object_store::Result<()> {
+            self.within.copy_opts(from, to, how).await
+        }
+    }
+
+    #[derive(Debug)]
+    struct FullUpload(Arc<AtomicUsize>);
+
+    fn no_room() -> object_store::Error {
+        object_store::Error::Generic { store: "full", source: "no room".into() }
+    }
+
+    #[async_trait]
+    impl MultipartUpload for FullUpload {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Err(no_room()) })
+        }
+        async fn complete(&mut self) -> object_store::Result<PutResult> {
+            Err(no_room())
+        }
+        async fn abort(&mut self) -> object_store::Result<()> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_fails_in_the_middle_is_given_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = |id: &str, objects: Arc<dyn ObjectStore>| Store {
+            id: id.into(),
+            objects,
+            place: Arc::new(Place::Folder(folder.path().to_owned())),
+        };
+        let files = LocalFileSystem::new_with_prefix(folder.path()).expect("a folder");
+        let full = Full::default();
+        let given_up = full.given_up.clone();
+        let (here, there) = (store("here", Arc::new(files)), store("there", Arc::new(full)));
+        let key = key_of("clip").expect("a key");
+        here.put(&key, Bytes::from(vec![7_u8; (PARTS_AT_ONCE + 1) * PART])).await.expect("put");
+        let refused = here.copy_to(&key, &there, &key).await.expect_err("no room");
+        assert!(matches!(refused, Error::Unavailable { .. }), "{refused}");
+        assert_eq!(given_up.load(Ordering::SeqCst), 1);
+    }
 
     #[test]
     fn no_key_leads_out_of_its_place() {

@@ -196,6 +196,77 @@ output: steps.b.status")).await;
         assert_eq!(world.poke(&at("pause")).await.0, 409);
     }
 
+    async fn an_acknowledged_cancel_outlives_a_pause(world) {
+        let holding = Holding::at("UPDATE pipeline_runs SET wake_at");
+        world.app = Some(world.instance(Mode::Serve, 1, Some(holding.clone())).await);
+        put(&world, "nap", "steps: [{id: nap, sleep: 1h}]").await;
+        let (_, run) = world.poke("/api/pipelines/nap/trigger").await;
+        world.until("SELECT status FROM pipeline_steps", "waiting").await;
+        let at = |word: &str| format!("/api/runs/{}/{word}", run["id"]);
+        holding.arm();
+        assert_eq!(world.poke(&at("pause")).await.0, 202);
+        // The engine is about to hold the run when somebody gives it up.
+        holding.held().await;
+        assert_eq!(world.poke(&at("cancel")).await.0, 202);
+        holding.let_go();
+        world.until(&status_of(&run["id"]), "cancelled").await;
+    }
+
+    async fn a_step_whose_task_is_gone_fails(world) {
+        world.start().await;
+        put(&world, "render", "steps: [{id: cut, task: {id: cut}}]").await;
+        let (_, run) = world.poke("/api/pipelines/render/trigger").await;
+        world.until_in_time(&status_of(&run["id"]), "waiting").await;
+        let job = world.number("SELECT id FROM jobs").await;
+        world.sql("DELETE FROM jobs").await;
+        world.until_in_time(&status_of(&run["id"]), "failed").await;
+        let (_, detail) = world.get(&format!("/api/runs/{}", run["id"])).await;
+        assert_eq!(detail["error"], format!("step `cut`: task {job} is gone: its record was kept no longer"));
+    }
+
+    async fn a_fan_out_over_nothing_gives_an_empty_list(world) {
+        world.start().await;
+        put(&world, "none", "
+steps:
+  - {id: none, for_each: '[]', eval: item}
+  - {id: nap, needs: [none], sleep: 1h}
+  - {id: count, needs: [none, nap], eval: steps.none.len()}
+output: steps.count").await;
+        let (_, run) = world.poke("/api/pipelines/none/trigger").await;
+        world.until_in_time(&status_of(&run["id"]), "waiting").await;
+        // Another engine reads it from its rows.
+        world.clock.advance(Duration::from_secs(3600));
+        world.until_in_time(&status_of(&run["id"]), "completed").await;
+        let (_, detail) = world.get(&format!("/api/runs/{}", run["id"])).await;
+        let step = detail["steps"].as_array().expect("steps").iter().find(|step| step["id"] == "none");
+        assert_eq!((&detail["output"], &step.expect("the fan-out")["result"]), (&json!(0), &json!([])), "{detail}");
+    }
+
+    async fn retention_takes_no_run_that_goes_on_meanwhile(world) {
+        let long_ago = world.ago(60);
+        world.sql(&format!("INSERT INTO pipeline_runs (pipeline_id, version, status, trigger_kind, input, created_at, finished_at)
+            VALUES ('p', 1, 'failed', 'manual', '{{}}', {long_ago}, {long_ago})")).await;
+        let mut tx = world.db.begin().await.expect("a transaction");
+        let now = tx.now().await.expect("a time");
+        // Somebody has it tried again, and has not committed yet.
+        let again = tx.query("UPDATE pipeline_runs SET status = 'pending', finished_at = NULL").execute().await;
+        assert_eq!(again.expect("the run"), 1);
+        let db = world.db.clone();
+        let forgotten = tokio::spawn(async move {
+            let mut tx = db.begin().await.expect("a transaction");
+            let forgotten = showrunner::planes::pipelines::forget_finished(&mut tx, now).await.expect("looked");
+            tx.commit().await.expect("a commit");
+            forgotten
+        });
+        if !world.is_sqlite() {
+            let waits = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            world.until(waits, "1").await;
+        }
+        tx.commit().await.expect("a commit");
+        assert_eq!(forgotten.await.expect("no panic"), 0);
+        assert_eq!(world.number("SELECT COUNT(*) FROM pipeline_runs").await, 1);
+    }
+
     async fn who_lost_the_lease_writes_nothing_more(world) {
         let holding = Holding::at("INSERT INTO pipeline_steps");
         world.app = Some(world.instance(Mode::Serve, 1, Some(holding.clone())).await);

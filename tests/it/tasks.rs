@@ -1,10 +1,14 @@
 //! The task queue through its doors: clients that enqueue, workers on other machines, dead letters.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use showrunner::app::App;
 use showrunner::config::Mode;
+use showrunner::db::{Error, Faults, Point, Result};
 use showrunner::storage::{Registration, SecretKey};
 
 use crate::on_both;
@@ -40,6 +44,24 @@ async fn pull(world: &World, jti: &str) -> Value {
 async fn call_back(world: &World, run: &Value, body: &Value) -> (u16, Value) {
     let path = format!("/api/callback/{}", run["runId"]);
     send(world, &path, body, run["token"].as_str().expect("a token")).await
+}
+
+/// The first read of a task fails, the second one never ends.
+#[derive(Default)]
+struct Unwell(AtomicU32);
+
+#[async_trait]
+impl Faults for Unwell {
+    async fn strike(&self, point: Point<'_>) -> Result<()> {
+        if matches!(point, Point::Statement(text) if text == "SELECT * FROM tasks WHERE id = $1") {
+            match self.0.fetch_add(1, Ordering::SeqCst) {
+                0 => return Err(Error::Unavailable("the story struck it".to_owned())),
+                1 => std::future::pending::<()>().await,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 fn render() -> Value {
@@ -85,6 +107,15 @@ on_both! {
         world.clock.advance(Duration::from_secs(61));
         let (status, fresh) = world.post("/api/queue/task", &task).await;
         assert_eq!((status, &fresh["created"]), (201, &json!(true)), "{fresh}");
+        // The service's own keys are nobody else's, in the body, in a batch or in the header.
+        let own = json!({ "taskId": "mail", "idempotencyKey": "showrunner:publish:7" });
+        let (status, problem) = world.post("/api/queue/task", &own).await;
+        assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("idempotencyKey")), "{problem}");
+        assert_eq!(world.post("/api/queue/batch", &json!({ "tasks": [own] })).await.0, 422);
+        let address = world.app.as_ref().and_then(App::address).expect("a listening service");
+        let request = reqwest::Client::new().post(format!("http://{address}/api/queue/task"));
+        let request = request.header("idempotency-key", "showrunner:publish:7").json(&json!({ "taskId": "mail" }));
+        assert_eq!(request.send().await.expect("an answer").status(), 422);
     }
 
     async fn without_a_shared_key_workers_are_refused_and_told_why(world) {
@@ -125,6 +156,12 @@ on_both! {
         assert_eq!(outcomes, ["lapsed", "completed"]);
         // A registration's token is taken once.
         assert_eq!(register(&world, "1", &render()).await.0, 401);
+        // A stranger learns that it is one, and a worker what is wrong with its request, for the same token again.
+        for path in ["/api/register", "/api/pull"] {
+            assert_eq!(send(&world, path, &json!({}), "nonsense").await.0, 401, "{path}");
+            assert_eq!(send(&world, path, &json!({}), &signed(&world, "again").await).await.0, 422, "{path}");
+        }
+        assert_eq!(register(&world, "again", &render()).await.0, 200);
     }
 
     async fn a_cancelled_run_is_stopped_by_its_worker(world) {
@@ -161,6 +198,10 @@ on_both! {
         let (_, page) = world.get("/api/dlq").await;
         let letter = &page["items"][0];
         let errors: Vec<&str> = letter["attempts"].as_array().expect("tries").iter().filter_map(|one| one["error"].as_str()).collect();
+        for time in ["startedAt", "finishedAt"] {
+            let time = letter["attempts"][0][time].as_str().expect("a time");
+            assert!(time.len() == 24 && time.ends_with('Z'), "written as all times are: {time}");
+        }
         assert_eq!(errors, ["no disk", "no memory"]);
         assert_eq!((&letter["input"], &letter["context"], &letter["codeVersion"]), (&json!({ "clip": 7 }), &json!({ "order": 9 }), &json!(1)));
         let (status, said) = world.poke(&format!("/api/dlq/{}/retry", letter["id"])).await;
@@ -264,6 +305,20 @@ on_both! {
         assert_eq!(inputs, [1, 2, 3]);
         world.post("/api/queue/task", &json!({ "taskId": "other", "queue": "night" })).await;
         assert_eq!(pull(&world, "6").await, Value::Null, "it is nobody else's task");
+    }
+
+    async fn a_pull_that_breaks_off_gives_its_runs_back(world) {
+        world.config.secret_key = KEY.into();
+        world.config.http.request_timeout_ms = 1_000;
+        world.app = Some(world.instance(showrunner::app::Mode::Command, 1, Some(Arc::new(Unwell::default()))).await);
+        register(&world, "1", &render()).await;
+        world.post("/api/queue/task", &json!({ "taskId": "render", "maxAttempts": 1 })).await;
+        for (jti, broken) in [("2", 503), ("3", 504)] {
+            let (status, said) = send(&world, "/api/pull", &json!({ "worker": "w1" }), &signed(&world, jti).await).await;
+            assert_eq!(status, broken, "{said}");
+            world.until("SELECT COUNT(*) FROM jobs WHERE status = 'pending' AND attempt = 0", "1").await;
+        }
+        assert_eq!(pull(&world, "4").await["attempt"], 1, "it costs no try");
     }
 
     async fn a_try_that_fell_silent_costs_the_task_its_wait(world) {

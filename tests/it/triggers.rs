@@ -13,6 +13,7 @@ use showrunner::config::{Mode, Token};
 
 use crate::on_both;
 use crate::support::World;
+use crate::support::faults::Holding;
 use crate::support::process::Process;
 use crate::support::s3::S3Server;
 use crate::support::worker::{KEY, WorkerProcess, signed};
@@ -85,6 +86,32 @@ on_both! {
         assert_eq!(send(client.post(format!("{url}/fire")).body("{}")).await.0, 403, "unsigned");
         assert_eq!(world.number("SELECT COUNT(*) FROM pipeline_runs").await, 1);
         assert_eq!(service.end("TERM").await, Some(0));
+    }
+
+    async fn of_two_requests_at_once_the_second_finds_the_first_ones_run(world) {
+        let holding = Holding::at("INSERT INTO pipeline_runs");
+        world.app = Some(world.instance(showrunner::app::Mode::Serve, 1, Some(holding.clone())).await);
+        put(&world, "/api/pipelines/nap", "steps: [{id: nap, sleep: 1h}]").await;
+        let trigger = json!({ "pipeline": "nap", "when": { "kind": "http" }, "overlap": "skip" });
+        assert_eq!(put(&world, "/api/triggers/hook", trigger.to_string()).await.0, 200);
+        let address = world.app.as_ref().and_then(App::address).expect("an address");
+        let fire = |id: &str| {
+            let request = reqwest::Client::new().post(format!("http://{address}/api/triggers/hook/fire"));
+            tokio::spawn(send(request.header("webhook-id", id).bearer_auth(OPERATOR).body("{}")))
+        };
+        holding.arm();
+        let first = fire("m1");
+        holding.held().await;
+        let second = fire("m2");
+        // SQLite has one writer; on PostgreSQL it comes as far as the trigger's row, or all the way.
+        let waits = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while !world.is_sqlite() && !second.is_finished() && world.number(waits).await == 0 {
+            tokio::task::yield_now().await;
+        }
+        holding.let_go();
+        let ((_, first), (_, second)) = (first.await.expect("no panic"), second.await.expect("no panic"));
+        assert!(first["runId"].is_i64() && second["skipped"].is_string(), "{first} {second}");
+        assert_eq!(world.number("SELECT COUNT(*) FROM pipeline_runs").await, 1);
     }
 
     async fn serverless_engines_work_while_they_are_asked_to(world) {

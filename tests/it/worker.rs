@@ -30,6 +30,9 @@ tasks:
   floods:
     command: [sh, -c, "yes | head -c 3000000; sleep 600"]
     maxAttempts: 1
+  leaves:
+    command: [sh, -c, "setsid sh -c 'echo $$ > left; exec sleep 600' & until [ -s left ]; do sleep 0.01; done; echo '{\"ok\": true}'"]
+    maxAttempts: 1
   counts:
     command: [wc, -c]
   missing:
@@ -153,6 +156,25 @@ on_both! {
         assert!(code == 0 && table.contains("shell") && table.contains(history[0]["codeHash"].as_str().expect("a hash")), "{table}");
         let (code, _, errors) = world.command(&["tasks", "history", "nobody-knows"]).await;
         assert!(code == 1 && errors.contains("nobody-knows"), "{errors}");
+        assert_eq!(service.end("TERM").await, Some(0));
+    }
+
+    async fn a_command_that_leaves_somebody_behind_has_ended(world) {
+        let service = serve(&world).await;
+        let worker = work(&world, &service, &["--pull", "--concurrency", "1"]).await;
+        // A session of its own, which nobody ends, holds the command's output open.
+        let run = enqueue(&service, "leaves", json!({})).await;
+        assert_eq!(run_is(&world, &service, run, "completed").await["result"], json!({ "ok": true }));
+        worker.says("(leaves, try 1) completed").await;
+        // Its place is free again.
+        let next = enqueue(&service, "counts", json!("x")).await;
+        assert_eq!(run_is(&world, &service, next, "completed").await["result"], 3);
+        let left = std::fs::read_to_string(world.folder().join("left")).expect("its number").trim().to_owned();
+        assert!(group_lives(&left), "who leaves the group is not the worker's to end");
+        let killed = std::process::Command::new("kill").args(["-KILL", &left]).status();
+        assert!(killed.expect("kill").success(), "nothing of it stays");
+        worker.signal("TERM");
+        assert_eq!(worker.ended().await, Some(0));
         assert_eq!(service.end("TERM").await, Some(0));
     }
 

@@ -5,8 +5,10 @@
 //! monitor's structure. Showrunner answers with actions, targets and written reasons; zen-engine only with the names
 //! of the rules that fire. Both must name the same ones.
 
+#[allow(dead_code)] // shared with the benches, which use the rest
 #[path = "../../support/report.rs"]
 mod report;
+#[allow(dead_code)]
 #[path = "../../support/snapshots.rs"]
 mod snapshots;
 

@@ -7,7 +7,7 @@ use crate::planes::fleet::protocol::{ActiveJob, JobUpdate, Progress};
 
 /// Ends that are remembered, to be told again after a reconnect. An end is told once more than the connection broke; a
 /// machine that ends more jobs than this within one outage is not served by telling them all.
-const REMEMBERED: usize = 256;
+pub(super) const REMEMBERED: usize = 256;
 
 /// Where a job is, as this agent knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

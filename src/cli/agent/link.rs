@@ -10,9 +10,10 @@ use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
+use super::jobs::REMEMBERED;
 use crate::backoff::exponential;
 use crate::clock::SharedClock;
-use crate::planes::fleet::protocol::{Received, ToAgent, close, to_agent};
+use crate::planes::fleet::protocol::{MOST_SLOTS, Received, ToAgent, close, to_agent};
 use crate::random::Random;
 
 /// The first wait; the following ones double.
@@ -27,8 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SPREAD_MS: u64 = 2_000;
 /// The orchestrator's messages are small; a config is the largest part of one.
 const MESSAGE_BYTES: usize = 1024 * 1024;
-/// Messages that wait to be sent; at this bound the connection counts as stuck.
-const OUTBOX: usize = 256;
+/// Messages that wait to be sent: all that a welcome brings, how jobs ended and where each one is, beside what is said
+/// meanwhile. At this bound the connection counts as stuck.
+const OUTBOX: usize = REMEMBERED + MOST_SLOTS as usize + 64;
 
 /// What is sent.
 #[derive(Debug)]

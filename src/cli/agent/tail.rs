@@ -20,6 +20,7 @@ impl Lines {
         for byte in bytes {
             match byte {
                 b'\n' | b'\r' => self.end(&mut line),
+                0 => {} // the orchestrator refuses what holds a NUL, and nobody would learn of the end
                 _ if self.open.len() < LINE_BYTES => self.open.push(*byte),
                 _ => {}
             }
@@ -70,6 +71,11 @@ mod tests {
     #[test]
     fn lines_end_at_either_mark_wherever_the_bytes_are_cut() {
         assert_eq!(cut(&[b"one\ntw", b"o\r", b"\n\rthree\xff"]), ["one", "two", "three\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_nul_is_left_out() {
+        assert_eq!(cut(&[b"\0\n", b"o\0n", b"e\0\0"]), ["one"]);
     }
 
     #[test]

@@ -91,17 +91,25 @@ async fn attend(
     progress: mpsc::Sender<Progress>,
     stop: CancellationToken,
 ) -> End {
+    // Whoever left the command's group may hold its pipes for ever; nobody reads or writes them beyond its end.
+    let over = CancellationToken::new();
+    let _over = over.clone().drop_guard();
     if let Some(mut stdin) = child.stdin.take() {
-        let input = start.input;
+        let (input, over) = (start.input, over.clone());
         // A command that does not read its input is free to.
-        tokio::spawn(async move { stdin.write_all(&input).await });
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = stdin.write_all(&input) => {}
+                () = over.cancelled() => {}
+            }
+        });
     }
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return End::NotStarted(io::Error::other("no pipes"));
     };
-    let mut output = tokio::spawn(read_output(stdout, progress));
-    let errors = tokio::spawn(read_errors(stderr));
-    let deadline = start.timeout.unwrap_or(Duration::from_secs(365 * 24 * 3600));
+    let mut output = tokio::spawn(read_output(stdout, progress, over.clone()));
+    let errors = tokio::spawn(read_errors(stderr, over.clone()));
+    let mut deadline = clock.sleep(start.timeout.unwrap_or(Duration::from_secs(365 * 24 * 3600)));
     let mut told = None;
     let cut_short = tokio::select! {
         status = child.wait() => Ok(status),
@@ -111,13 +119,13 @@ async fn attend(
                 // It closed its output; how it ends is still to come.
                 tokio::select! {
                     status = child.wait() => Ok(status),
-                    () = clock.sleep(deadline) => Err(End::TimedOut),
+                    () = &mut deadline => Err(End::TimedOut),
                     () = stop.cancelled() => Err(End::Stopped),
                 }
             }
             _ => Err(End::TooLong),
         },
-        () = clock.sleep(deadline) => Err(End::TimedOut),
+        () = &mut deadline => Err(End::TimedOut),
         () = stop.cancelled() => Err(End::Stopped),
     };
     let status = match cut_short {
@@ -125,24 +133,26 @@ async fn attend(
         Ok(Err(cause)) => return End::NotStarted(cause),
         Err(end) => {
             end_group(&mut child, group, &clock).await;
-            output.abort();
-            errors.abort();
             return end;
         }
     };
-    // What it left running would hold its output open.
-    if told.is_none() {
-        told = tokio::select! {
-            read = &mut output => read.ok().flatten(),
-            () = clock.sleep(AFTERMATH) => None,
-        };
-        signal(group, Signal::KILL);
-        if told.is_none() && !output.is_finished() {
+    let last_words = async move {
+        if told.is_none() {
             told = output.await.ok().flatten();
         }
-    }
+        (told, errors.await.unwrap_or_default())
+    };
+    tokio::pin!(last_words);
+    let (told, errors) = tokio::select! {
+        words = &mut last_words => words,
+        () = clock.sleep(AFTERMATH) => {
+            signal(group, Signal::KILL);
+            over.cancel();
+            last_words.await
+        }
+    };
+    // What it left running goes with it.
     signal(group, Signal::KILL);
-    let errors = errors.await.unwrap_or_default();
     match told {
         Some(output) => End::Exited { status, output, errors },
         None => End::TooLong,
@@ -165,21 +175,31 @@ fn spawn(start: &Start<'_>) -> io::Result<Child> {
     command.spawn()
 }
 
-/// All that it prints, without the lines that tell its progress; none where that is too much.
-async fn read_output(stdout: impl AsyncRead + Unpin, progress: mpsc::Sender<Progress>) -> Option<Vec<u8>> {
+/// All that it prints until it is over, without the lines that tell its progress; none where that is too much.
+async fn read_output(
+    stdout: impl AsyncRead + Unpin,
+    progress: mpsc::Sender<Progress>,
+    over: CancellationToken,
+) -> Option<Vec<u8>> {
     let mut reader = BufReader::new(stdout);
     let mut output = Vec::new();
     loop {
         let start = output.len();
         let left = (LONGEST_OUTPUT + 1 - start) as u64;
-        match (&mut reader).take(left).read_until(b'\n', &mut output).await {
-            Ok(0) | Err(_) => return Some(output),
-            Ok(_) if output.len() > LONGEST_OUTPUT => return None,
-            Ok(_) => {}
+        let mut line = (&mut reader).take(left);
+        let is_last = tokio::select! {
+            read = line.read_until(b'\n', &mut output) => matches!(read, Ok(0) | Err(_)),
+            () = over.cancelled() => true, // what was read of a line is kept
+        };
+        if output.len() > LONGEST_OUTPUT {
+            return None;
         }
         if let Some(told) = progress_of(&output[start..]) {
             output.truncate(start);
             let _ = progress.try_send(told); // the next one says more
+        }
+        if is_last {
+            return Some(output);
         }
     }
 }
@@ -195,14 +215,23 @@ fn progress_of(line: &[u8]) -> Option<Progress> {
     Some((percent, message.filter(|text| !text.trim().is_empty())))
 }
 
-async fn read_errors(mut stderr: impl AsyncRead + Unpin) -> String {
+/// The end of its standard error, as far as it came until it is over.
+async fn read_errors(mut stderr: impl AsyncRead + Unpin, over: CancellationToken) -> String {
     let (mut kept, mut piece) = (Vec::new(), [0_u8; 4096]);
-    while let Ok(read @ 1..) = stderr.read(&mut piece).await {
+    loop {
+        let read = tokio::select! {
+            read = stderr.read(&mut piece) => read.unwrap_or_default(),
+            () = over.cancelled() => 0,
+        };
+        if read == 0 {
+            break;
+        }
         kept.extend_from_slice(&piece[..read]);
         let excess = kept.len().saturating_sub(KEPT_ERRORS);
         kept.drain(..excess);
     }
-    String::from_utf8_lossy(&kept).trim().to_owned()
+    // The service refuses a callback with a NUL in it.
+    String::from_utf8_lossy(&kept).replace('\0', "").trim().to_owned()
 }
 
 /// SIGTERM to the command and all that it started; what is left after a while gets SIGKILL.

@@ -208,9 +208,8 @@ impl Errands {
                 return format!("lost: nobody hears how it ended: {detail}");
             }
             self.clock.sleep(backoff::exponential(CALLBACK_BASE, CALLBACK_CAP, tries, &self.random)).await;
-            if self.service.beat(run, None).await == Beat::Gone {
-                tries = tries.max(1); // the callback says why
-            }
+            // The lease goes on meanwhile; where it is gone, the next callback is told why.
+            let _ = self.service.beat(run, None).await;
         }
     }
 }

@@ -179,20 +179,22 @@ impl Worker {
         stop.cancel();
         running.close();
         let _closed = closed.drop_guard();
-        let (mut drained, mut patience) = (false, self.drain);
-        while !drained {
+        let mut until = clock.elapsed().saturating_add(self.drain);
+        loop {
             tokio::select! {
-                Some(report) = ended.recv() => show(&report, out)?,
-                () = running.wait() => drained = true,
-                () = clock.sleep(patience), if !cut.is_cancelled() => cut.cancel(),
-                () = clock.sleep(LAST_WORDS), if cut.is_cancelled() => {
-                    return Err(Failure::failed("commands still run; the service takes their runs for lost"));
+                Some(report) = ended.recv() => {
+                    show(&report, out)?;
+                    continue;
                 }
-                () = signals.next() => cut.cancel(),
+                () = running.wait() => break,
+                () = clock.sleep(until.saturating_sub(clock.elapsed())) => {}
+                () = signals.next(), if !cut.is_cancelled() => {}
             }
             if cut.is_cancelled() {
-                patience = Duration::ZERO;
+                return Err(Failure::failed("commands still run; the service takes their runs for lost"));
             }
+            cut.cancel();
+            until = clock.elapsed() + LAST_WORDS;
         }
         while let Ok(report) = ended.try_recv() {
             show(&report, out)?;

@@ -105,6 +105,24 @@ fn every_key_has_its_variable() {
 }
 
 #[test]
+fn the_agents_token_that_everybody_knows_is_refused_where_strangers_may_come() {
+    let known = ("AGENT_TOKEN", "dev-shared-token");
+    let tokens = ("SHOWRUNNER_AUTH__TOKENS", "ann:admin:0123456789abcdef");
+    assert!(read(None, &[known], &[]).is_ok());
+    assert!(read(None, &[tokens], &[]).is_ok());
+    for variables in [vec![known, tokens], vec![known, tokens, ("HOST", "0.0.0.0")]] {
+        let refusal = refusals(None, &variables);
+        assert!(refusal.contains("is the one that everybody knows"), "{refusal}");
+    }
+}
+
+#[test]
+fn agents_always_have_a_lease() {
+    let refusal = refusals(None, &[("SHOWRUNNER_FLEET__RECONNECT_GRACE_MS", "0")]);
+    assert!(refusal.contains("0 is outside 100 to 3600000"), "{refusal}");
+}
+
+#[test]
 fn each_key_of_the_shape_can_be_set_to_its_default() {
     let good = defaults();
     for key in Shape::of_config().keys() {

@@ -158,20 +158,31 @@ impl Hub {
         }
         for connection in quiet {
             if connection.silent_for(at) > timeout {
-                let reason = format!("no sign of life for {} ms", timeout.as_millis());
-                connection.send(Out::Close { code: close::SILENT, reason });
-                // A connection that cannot be written to would not come to that.
-                let cut = connection.cut.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    cut.cancel();
-                });
-                self.unregister(&connection);
+                self.silence(&connection, format!("no sign of life for {} ms", timeout.as_millis()));
             } else if now.saturating_sub(connection.pinged.load(Ordering::Relaxed)) >= interval.as_millis() as u64 {
                 connection.pinged.store(now, Ordering::Relaxed);
                 connection.send(Out::Ping);
             }
         }
+    }
+
+    /// Closes a connection that counts no more.
+    fn silence(&self, connection: &Arc<Connection>, reason: String) {
+        connection.send(Out::Close { code: close::SILENT, reason });
+        // A connection that cannot be written to would not come to that.
+        let cut = connection.cut.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            cut.cancel();
+        });
+        self.unregister(connection);
+    }
+
+    /// Closes every connection; how many that were.
+    pub fn silence_all(&self, reason: &str) -> usize {
+        let connections = self.connected();
+        connections.iter().for_each(|connection| self.silence(connection, reason.to_owned()));
+        connections.len()
     }
 
     /// Agents whose last sign of life was not written down for `every`, at most `most`: id, connection, and how long

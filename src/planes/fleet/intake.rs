@@ -16,7 +16,7 @@ use super::Fleet;
 use super::change::{Change, Saved, id_of};
 use super::hub::{Connection, Out};
 use super::model::{AgentState, JobStatus};
-use super::protocol::{self, AssignAck, AudioAck, Heartbeat, Hello, HelloAck, Ids, JobUpdate, ToAgent};
+use super::protocol::{self, AssignAck, AudioAck, Heartbeat, Hello, HelloAck, Ids, JobUpdate, ToAgent, close};
 use super::store;
 use super::store::tokens::{self, Known};
 use crate::config::DEVELOPMENT_TOKEN;
@@ -52,7 +52,14 @@ pub struct Arrival {
     pub connection: Arc<Connection>,
     /// Whether it comes from this machine.
     pub from_loopback: bool,
-    pub answer: oneshot::Sender<std::result::Result<(), &'static str>>,
+    pub answer: oneshot::Sender<std::result::Result<(), Refusal>>,
+}
+
+/// Why a hello is not taken, and the code with which its connection is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: u16,
+    pub reason: &'static str,
 }
 
 /// What an agent says after its hello.
@@ -103,7 +110,7 @@ impl Report {
 }
 
 /// What became of a hello.
-type Greeting = std::result::Result<i64, &'static str>;
+type Greeting = std::result::Result<i64, Refusal>;
 
 /// SHA-256 in hexadecimal digits, as tokens are kept.
 pub fn hash(token: &str) -> String {
@@ -194,8 +201,8 @@ fn greet(fleet: &Fleet, arrival: Arrival, greeting: Option<Greeting>) {
             arrival.connection.send(Out::Text(protocol::encode(&ack, &ids).into()));
             Ok(())
         }
-        Some(Err(reason)) => Err(reason),
-        None => Err("the hello was lost"),
+        Some(Err(refusal)) => Err(refusal),
+        None => Err(Refusal { code: 1011, reason: "the hello was lost" }),
     };
     let _ = arrival.answer.send(answer);
 }
@@ -213,11 +220,13 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
     let whole: Vec<&str> = whole.into_iter().collect();
     let leaving = batch.iter().filter(|report| matches!(report, Report::Lost(_))).count();
 
+    let began = fleet.clock.elapsed();
     let mut tx = fleet.db.begin().await?;
     let mut change = Change::begin(&mut tx, &fleet.rules).await?;
     change.load(&mut tx, &agents, &jobs).await?;
     change.load_jobs_of(&mut tx, &whole).await?;
-    if !arrivals.is_empty() && fleet.is_one_of_several() {
+    let lives = !arrivals.is_empty() && fleet.is_one_of_several();
+    if lives {
         // No later than its agents, or others would take those for lost.
         store::instance_lives(&mut tx, &fleet.instance).await?;
     }
@@ -233,13 +242,15 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
             Report::Hello(arrival) => {
                 let presented = &arrival.hello.auth.token;
                 let greeting = admit(fleet, presented, &arrival.hello.agent_id, &known, arrival.from_loopback);
+                let greeting = greeting.map_err(|reason| Refusal { code: close::UNAUTHORIZED, reason });
                 greetings.push(greeting.and_then(|token_id| {
                     let number = number_of(&numbers, &arrival.connection);
                     let known = (number > 0).then_some(number);
                     let newest = change.agent(&arrival.hello.agent_id).map(|agent| agent.connection);
                     // An agent that ends says hello once more; by then its successor may have been welcomed.
                     if known.is_some() && newest > known {
-                        return Err("another connection said hello as this agent");
+                        let reason = "another connection said hello as this agent";
+                        return Err(Refusal { code: close::REPLACED, reason });
                     }
                     let number = change.hello(&arrival.hello, &fleet.instance, token_id, known);
                     numbers.insert(address(&arrival.connection), number);
@@ -276,6 +287,9 @@ async fn write(fleet: &Fleet, batch: &[Report]) -> Result<Written> {
     }
     let saved = change.save(&mut tx, Some(&fleet.instance)).await?;
     tx.commit().await?;
+    if lives {
+        fleet.lived(began);
+    }
     Ok(Written { greetings, saved: Some(saved) })
 }
 
@@ -303,10 +317,12 @@ fn admit(
         };
     }
     let shared = fleet.rules.config.agent_token.expose_secret();
-    let development = shared.is_empty() && fleet.on_loopback && from_loopback;
+    let development = shared.is_empty() && fleet.takes_development_token && from_loopback;
     let expected = if development { DEVELOPMENT_TOKEN } else { shared };
     if expected.is_empty() {
-        return Err("no AGENT_TOKEN is set, and the development token is taken on loopback only");
+        return Err(
+            "no AGENT_TOKEN is set; the development token is taken only on loopback and where no `auth.tokens` are set",
+        );
     }
     if bool::from(hash(expected).as_bytes().ct_eq(presented.as_bytes())) {
         Ok(None)

@@ -1,6 +1,6 @@
 //! What happens by itself: jobs find agents, times come, silent agents are given up, commands of other instances go out.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Fleet;
@@ -25,6 +25,43 @@ const INSTANCES: Duration = Duration::from_secs(2);
 const SEEN: Duration = Duration::from_secs(15);
 /// Instances that were silent for so long are forgotten, and commands that nobody took.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// What this instance knows of its own life and of the other instances, by its own clock.
+#[derive(Debug, Default)]
+pub struct Signs {
+    /// When its last sign of life was given that is written down.
+    lived_at: Option<Duration>,
+    /// When it last looked for the others, and could.
+    looked_at: Option<Duration>,
+    /// Since when it looks for them without a gap.
+    watching_since: Option<Duration>,
+    /// Whether it saw another one at its last look.
+    has_company: bool,
+}
+
+impl Signs {
+    fn lived(&mut self, at: Duration) {
+        self.lived_at = self.lived_at.max(Some(at));
+    }
+
+    fn looked(&mut self, at: Duration, has_company: bool, timeout: Duration) {
+        if self.looked_at.is_none_or(|last| at.saturating_sub(last) > timeout) {
+            self.watching_since = Some(at);
+        }
+        (self.looked_at, self.has_company) = (Some(at), has_company);
+    }
+
+    /// Whether everybody else had the time to give a sign of life. After an outage that all share nobody has given one,
+    /// and who is back first would take all others for dead.
+    fn knows_the_others(&self, at: Duration, timeout: Duration) -> bool {
+        self.watching_since.is_some_and(|since| at.saturating_sub(since) > timeout)
+    }
+
+    /// Whether another instance takes this one for dead, and begins its streams elsewhere.
+    fn is_given_up(&self, at: Duration, timeout: Duration) -> bool {
+        self.has_company && self.lived_at.is_some_and(|lived| at.saturating_sub(lived) > timeout)
+    }
+}
 
 /// Keeps the mirror up to date.
 pub async fn follow(fleet: Arc<Fleet>) {
@@ -83,13 +120,21 @@ pub async fn keep(fleet: Arc<Fleet>) {
     }
 }
 
-/// Pings and gives up agents that are silent.
+/// Pings and gives up agents that are silent; needs no database.
 pub async fn sweep(fleet: Arc<Fleet>) {
     let config = fleet.rules.config.clone();
     let interval = Duration::from_millis(config.heartbeat_interval_ms);
     let timeout = Duration::from_millis(config.heartbeat_timeout_ms);
     loop {
-        fleet.hub.sweep(fleet.clock.elapsed(), interval, timeout);
+        let at = fleet.clock.elapsed();
+        if fleet.signs().is_given_up(at, fleet.patience_with_instances()) {
+            // Answered pings would hold the leases of its agents, whose streams another instance begins elsewhere.
+            let agents = fleet.hub.silence_all("this instance cannot reach its database");
+            if agents > 0 {
+                tracing::warn!(agents, "this instance cannot reach its database; its agents are sent to others");
+            }
+        }
+        fleet.hub.sweep(at, interval, timeout);
         tokio::select! {
             () = fleet.stop.cancelled() => return,
             () = fleet.clock.sleep(interval / 4) => {}
@@ -182,13 +227,31 @@ impl Fleet {
         Ok(())
     }
 
+    fn signs(&self) -> MutexGuard<'_, Signs> {
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sign of life that was begun then is written down.
+    pub(super) fn lived(&self, began: Duration) {
+        self.signs().lived(began);
+    }
+
+    /// How long an instance may give no sign of life.
+    fn patience_with_instances(&self) -> Duration {
+        Duration::from_millis(self.rules.config.heartbeat_timeout_ms).max(3 * INSTANCES)
+    }
+
+    /// Also without agents: who has some must know whether anybody is there to take them over.
     async fn give_a_sign_of_life(&self) -> Result<()> {
-        if !self.is_one_of_several() || self.hub.len() == 0 {
+        if !self.is_one_of_several() {
             return Ok(());
         }
+        let began = self.clock.elapsed(); // no later than the time that is written
         let mut tx = self.db.begin().await?;
         store::instance_lives(&mut tx, &self.instance).await?;
-        tx.commit().await
+        tx.commit().await?;
+        self.lived(began);
+        Ok(())
     }
 
     /// Another instance may take an agent of this one for lost, where this one gave no sign of life in time. Only a hello
@@ -218,9 +281,28 @@ impl Fleet {
 
     /// Gives up the agents of instances that give no sign of life.
     async fn look_for_instances(&self, now: Timestamp) -> Result<()> {
-        // On SQLite one process serves: whoever is connected to another one, was.
-        let timeout = Duration::from_millis(self.rules.config.heartbeat_timeout_ms).max(3 * INSTANCES);
-        self.give_up_orphans(self.is_one_of_several().then(|| now.before(timeout))).await
+        let forgotten = now.before(FORGOTTEN);
+        if read::has_forgotten(&self.db, forgotten).await? {
+            let mut tx = self.db.begin().await?;
+            store::forget_instances(&mut tx, forgotten).await?;
+            tx.commit().await?;
+        }
+        if !self.is_one_of_several() {
+            return self.give_up_orphans(None).await; // one process serves: whoever is connected to another one, was
+        }
+        let timeout = self.patience_with_instances();
+        let since = now.before(timeout);
+        let has_company = read::others_live(&self.db, &self.instance, since).await?;
+        let at = self.clock.elapsed();
+        let knows_the_others = {
+            let mut signs = self.signs();
+            signs.looked(at, has_company, timeout);
+            signs.knows_the_others(at, timeout)
+        };
+        if knows_the_others {
+            self.give_up_orphans(Some(since)).await?;
+        }
+        Ok(())
     }
 
     /// Agents whose instance died are offline; all that were lost with it share one grace.
@@ -242,10 +324,6 @@ impl Fleet {
         }
         if !orphans.is_empty() {
             tracing::warn!(agents = orphans.len(), "agents of an instance that is gone are offline");
-            let mut tx = self.db.begin().await?;
-            let now = tx.now().await?;
-            store::forget_instances(&mut tx, now.before(FORGOTTEN)).await?;
-            tx.commit().await?;
         }
         Ok(())
     }
@@ -259,5 +337,51 @@ impl Fleet {
         tx.commit().await?;
         self.hub.deliver(commands);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn who_cannot_say_that_it_lives_lets_its_agents_go_where_others_take_them() {
+        let mut signs = Signs::default();
+        assert!(!signs.is_given_up(at(100), TIMEOUT), "it has had no agents");
+        signs.lived(at(100));
+        signs.looked(at(100), false, TIMEOUT);
+        assert!(!signs.is_given_up(at(1_000), TIMEOUT), "nobody else begins its streams");
+        signs.looked(at(101), true, TIMEOUT);
+        assert!(!signs.is_given_up(at(110), TIMEOUT));
+        assert!(signs.is_given_up(at(111), TIMEOUT));
+        signs.lived(at(111));
+        signs.lived(at(105)); // one that was begun earlier and took longer
+        assert!(!signs.is_given_up(at(121), TIMEOUT));
+    }
+
+    #[test]
+    fn nobody_is_taken_for_dead_before_all_could_say_that_they_live() {
+        let mut signs = Signs::default();
+        assert!(!signs.knows_the_others(at(100), TIMEOUT));
+        for second in (100..=110).step_by(2) {
+            signs.looked(at(second), false, TIMEOUT);
+            assert!(!signs.knows_the_others(at(second), TIMEOUT), "at {second}");
+        }
+        signs.looked(at(112), false, TIMEOUT);
+        assert!(signs.knows_the_others(at(112), TIMEOUT));
+        // Outages shorter than the time-out change nothing, longer ones begin anew.
+        signs.looked(at(122), false, TIMEOUT);
+        assert!(signs.knows_the_others(at(122), TIMEOUT));
+        signs.looked(at(133), false, TIMEOUT);
+        assert!(!signs.knows_the_others(at(133), TIMEOUT));
+        signs.looked(at(143), false, TIMEOUT);
+        assert!(!signs.knows_the_others(at(143), TIMEOUT));
+        assert!(signs.knows_the_others(at(144), TIMEOUT));
     }
 }

@@ -10,6 +10,7 @@ use super::model::{JobEvent, JobId, JobStatus, RestartPolicy, Resumed, Then};
 use super::offer::lease_of;
 use super::protocol::{AudioAck, JobUpdate, OfJob, Progress, Stop, ToAgent, close};
 use super::record::{Job, Wanted};
+use super::redact::without_secrets;
 use crate::backoff;
 use crate::db::Json;
 
@@ -31,7 +32,7 @@ fn of_job(job: &Job) -> OfJob {
 }
 
 /// Without what cannot be stored, and its end where it is long.
-pub(super) fn cut(text: &str) -> String {
+fn cut(text: &str) -> String {
     // The end says why; NUL cannot be stored.
     let clean: Vec<char> = text.chars().filter(|c| *c != '\0').collect();
     clean[clean.len().saturating_sub(LONGEST_ERROR)..].iter().collect()
@@ -59,6 +60,12 @@ impl Change {
         if runs && (lease.is_some() || !holds) {
             self.fence_off(agent, job_id, lease);
         }
+    }
+
+    /// An agent's words about a job, as everybody may read them.
+    pub(super) fn quoted(&self, job: i64, said: &str) -> String {
+        // Cut afterwards: half a secret would not be found.
+        self.job(job).map_or_else(String::new, |row| cut(&without_secrets(said, &row.config.0)))
     }
 
     /// What the agent says of a job.
@@ -102,7 +109,7 @@ impl Change {
                         Some(code) => format!("the agent's process ended with code {code}"),
                         None => "the agent gave no reason".to_owned(),
                     },
-                    cut,
+                    |error| self.quoted(job, error),
                 );
                 if matches!(before, S::Assigned | S::Accepted | S::Starting) {
                     self.failed_start(agent, job);
@@ -232,6 +239,14 @@ impl Change {
         let can_be_told = is_reachable(row.agent_id.as_deref().and_then(|agent| self.agent(agent)));
         match row.status {
             status if status.is_final() => Err(format!("job {} has ended already; it is {status}", JobId(job))),
+            // Its agent began to end it by itself: nothing would come of it if that one does not get to the end.
+            JobStatus::Stopping if row.due_at.is_none() && can_be_told => {
+                if let Some(row) = self.job_mut(job) {
+                    row.wanted = Wanted::Stop;
+                }
+                self.send_stop(job);
+                Ok(())
+            }
             status
                 if matches!(status, JobStatus::Stopping | JobStatus::Unknown) || status.is_held() && !can_be_told =>
             {
@@ -316,15 +331,13 @@ impl Change {
     /// How a mute or unmute went.
     pub fn answer_audio(&mut self, agent: &str, ack: &AudioAck, muted: bool) {
         let Some(job) = id_of(&ack.job_id).filter(|job| self.is_of(*job, agent, None)) else { return };
+        let error = self.quoted(job, ack.error.as_deref().unwrap_or("no reason given"));
         if let Some(row) = self.job_mut(job) {
             if ack.success {
                 row.metadata.0.insert("isMuted".to_owned(), Value::Bool(muted));
             } else {
                 let word = if muted { "mute" } else { "unmute" };
-                row.reason = Some(format!(
-                    "agent {agent} could not {word} it: {}",
-                    cut(ack.error.as_deref().unwrap_or("no reason given"))
-                ));
+                row.reason = Some(format!("agent {agent} could not {word} it: {error}"));
             }
         }
     }

@@ -44,7 +44,8 @@ struct State {
     /// What changed last, by its number.
     order: BTreeMap<i64, Key>,
     waiting: BTreeSet<i64>,
-    ended: BTreeSet<i64>,
+    /// By their numbers: who ended last goes last, however old it is.
+    ended: BTreeSet<(i64, i64)>,
     /// The last number that was let go: a client behind it has to begin anew.
     let_go: i64,
     head: i64,
@@ -289,11 +290,12 @@ impl State {
     }
 
     fn put_agent(&mut self, agent: Agent) {
-        let known = self.agents.get(&agent.id).map(|known| (known.agent.version, known.agent.revision));
-        if known.is_some_and(|(version, _)| version >= agent.version) {
+        // The row's own version begins anew where it was forgotten and the agent comes back; the fleet's number grows.
+        let known = self.agents.get(&agent.id).map(|known| known.agent.revision);
+        if known.is_some_and(|revision| revision >= agent.revision) {
             return;
         }
-        if let Some((_, revision)) = known {
+        if let Some(revision) = known {
             self.order.remove(&revision);
         }
         let mut hasher = DefaultHasher::new();
@@ -305,12 +307,13 @@ impl State {
     }
 
     fn put_job(&mut self, job: Job) {
-        let known = self.jobs.get(&job.id).map(|known| (known.job.version, known.job.revision));
-        if known.is_some_and(|(version, _)| version >= job.version) {
+        let known = self.jobs.get(&job.id).map(|known| known.job.revision);
+        if known.is_some_and(|revision| revision >= job.revision) {
             return;
         }
-        if let Some((_, revision)) = known {
+        if let Some(revision) = known {
             self.order.remove(&revision);
+            self.ended.remove(&(revision, job.id));
         }
         if job.status.is_waiting() {
             self.waiting.insert(job.id)
@@ -318,16 +321,16 @@ impl State {
             self.waiting.remove(&job.id)
         };
         if job.status.is_final() {
-            self.ended.insert(job.id);
+            self.ended.insert((job.revision, job.id));
         }
         let view = JobView::from(job.clone());
         let frame = frame("ui.job.update", job.revision, job.updated_at, &view);
         self.order.insert(job.revision, Key::Job(job.id));
         self.jobs.insert(job.id, KnownJob { job, frame });
-        // The oldest of those that ended make room.
+        // Those that ended first make room.
         while self.ended.len() as i64 > feed::ENDED {
-            let Some(oldest) = self.ended.pop_first() else { break };
-            if let Some(gone) = self.jobs.remove(&oldest) {
+            let Some((_, first)) = self.ended.pop_first() else { break };
+            if let Some(gone) = self.jobs.remove(&first) {
                 self.order.remove(&gone.job.revision);
                 self.let_go = self.let_go.max(gone.job.revision);
             }
@@ -372,3 +375,6 @@ impl Filter {
         self.jobs && (named || of_agent || self.agent_ids.is_empty() && self.job_ids.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@
 //! | `record` | rows, and what clients see of them |
 //! | `change`, `offer`, `life`, `presence` | what happens: to the rows, to jobs that wait, to jobs that were taken, to agents |
 //! | `metadata` | what is said of a stream, merged |
+//! | `redact` | what agents say of a job, without its secrets |
 //! | `placement` | which job goes to which agent |
 //! | `store` | all of the plane's SQL |
 //! | `hub`, `socket` | connected agents of this instance, and one of their connections |
@@ -42,6 +43,7 @@ pub mod placement;
 mod presence;
 pub mod protocol;
 mod record;
+mod redact;
 mod routes;
 mod socket;
 mod store;
@@ -49,6 +51,7 @@ mod ui;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +72,11 @@ use crate::db::{Db, Dialect, Topic};
 use crate::random::Random;
 use hub::Hub;
 use intake::Report;
+use keeper::Signs;
 use mirror::Mirror;
+
+/// How long connections may take to end when this instance goes away; who does not read is left then.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// The plane's handle.
 pub struct Fleet {
@@ -78,10 +85,12 @@ pub struct Fleet {
     random: Random,
     instance: String,
     rules: Rules,
-    /// Whether the doors are on loopback, where the development token is taken.
-    on_loopback: bool,
+    /// Whether the development token is taken: only where the doors are on loopback and open. Where tokens are set, a
+    /// proxy on this machine may bring strangers.
+    takes_development_token: bool,
     mirror: Mirror,
     hub: Hub,
+    signs: Mutex<Signs>,
     intake: mpsc::Sender<Report>,
     /// The intake's other end, until it starts.
     reports: Mutex<Option<mpsc::Receiver<Report>>>,
@@ -102,9 +111,10 @@ impl Fleet {
             random: random.clone(),
             instance: instance.to_owned(),
             rules: Rules { config: Arc::new(config.fleet.clone()), random },
-            on_loopback: config.host.is_loopback(),
+            takes_development_token: config.host.is_loopback() && config.auth.tokens.is_empty(),
             mirror: Mirror::default(),
             hub: Hub::default(),
+            signs: Mutex::default(),
             intake,
             reports: Mutex::new(Some(reports)),
             is_running: AtomicBool::new(false),
@@ -147,7 +157,10 @@ impl Fleet {
         self.hub.close_all();
         self.stop.cancel();
         self.connections.close();
-        self.connections.wait().await;
+        if tokio::time::timeout(LEAVING, self.connections.wait()).await.is_err() {
+            let open = self.connections.len();
+            tracing::warn!(open, "connections of agents or watchers do not end; they are left");
+        }
         let _ = self.intake.send(Report::Stop).await;
         self.tasks.close();
         self.tasks.wait().await;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::change::{Change, id_of};
-use super::life::cut;
 use super::model::{AgentEvent, JobEvent, JobId, JobStatus};
 use super::protocol::{Assign, AssignAck, ToAgent};
 use super::record::Wanted;
@@ -104,7 +103,7 @@ impl Change {
             self.step(job, JobEvent::Accepted);
             return;
         }
-        let reason = ack.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", cut(reason)));
+        let reason = ack.reason.as_deref().map(|reason| format!(": {}", self.quoted(job, reason))).unwrap_or_default();
         self.unplace(job, &format!("agent {agent} refused it{reason}"));
     }
 

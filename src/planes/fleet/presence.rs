@@ -8,7 +8,7 @@ use serde_json::Map;
 use super::change::{Change, id_of};
 use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed, Then};
 use super::protocol::{ActiveJob, Drain, Hello, ToAgent, close};
-use super::record::{Agent, Wanted};
+use super::record::{Agent, Job, Wanted};
 use super::store::Order;
 use crate::db::{Json, Timestamp};
 
@@ -18,6 +18,9 @@ const FLAPPING: Duration = Duration::from_secs(10 * 60);
 const LONGEST_NAME: usize = 200;
 /// More time for each agent that is lost at once: a crowd comes back more slowly than one.
 const GRACE_PER_AGENT: Duration = Duration::from_millis(2);
+
+/// Between two tries to move what an agent holds after its drain's deadline.
+const DRAIN_AGAIN: Duration = Duration::from_secs(1);
 
 fn text(text: Option<&str>) -> Option<String> {
     let clean = |text: &str| text.chars().filter(|c| *c != '\0').take(LONGEST_NAME).collect::<String>();
@@ -251,11 +254,13 @@ impl Change {
         let Some(row) = self.agent(agent).cloned() else { return };
         if is_due(row.drain_deadline_at) {
             for job in self.held(agent) {
-                // What is offered, or out of reach, has a due time of its own.
-                let _ = self.move_away(job);
+                let _ = self.move_away(job); // what ends already cannot
             }
+            // What is offered, or out of reach, may still come to run here, and moves then.
+            let may_run = |row: &Job| matches!(row.status, JobStatus::Assigned | JobStatus::Unknown);
+            let again = self.held(agent).into_iter().filter_map(|job| self.job(job)).any(may_run);
             if let Some(row) = self.agent_mut(agent) {
-                row.drain_deadline_at = None;
+                row.drain_deadline_at = again.then(|| now.after(DRAIN_AGAIN));
             }
         }
         if is_due(row.faulted_until) {

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::Fleet;
 use super::hub::{Connection, Out};
-use super::intake::{Arrival, Report, Said};
+use super::intake::{Arrival, Refusal, Report, Said};
 use super::protocol::{self, Complaint, FromAgent, Hello, Ids, Received, ToAgent, close};
 use crate::db::Timestamp;
 use crate::web::Place;
@@ -34,9 +34,10 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Who has nothing more to say for so long has nothing on its way that would reset the connection.
 const SILENCE: Duration = Duration::from_millis(250);
-/// Messages a second, and in a burst: far more than heartbeats and progress of a hundred jobs.
+/// Messages a second: far more than heartbeats and progress of a hundred jobs.
 const RATE: f64 = 50.0;
-const BURST: f64 = 500.0;
+/// In a burst: an agent that comes back tells how its last jobs ended, and where each of up to a thousand is.
+const BURST: f64 = 1_500.0;
 /// Ids of messages that are remembered: repetitions come soon.
 const REMEMBERED: usize = 64;
 /// Characters of an agent's id, as the table holds it.
@@ -252,7 +253,7 @@ impl<'a> Session<'a> {
         self.connection.blocked.store(false, Ordering::Relaxed);
         match answer {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(reason)) => Err(goodbye(close::UNAUTHORIZED, reason)),
+            Ok(Err(Refusal { code, reason })) => Err(goodbye(code, reason)),
             Err(_) => Err(goodbye(1001, "this instance goes away; connect again after a random moment")),
         }
     }
@@ -266,20 +267,31 @@ impl<'a> Session<'a> {
         sent.map_err(|_| goodbye(1001, "this instance goes away; connect again after a random moment"))
     }
 
+    /// Writes a message, unless the connection is cut meanwhile: who does not read holds nobody up.
+    async fn write(&self, socket: &mut WebSocket, message: Message) -> Result<(), Option<Goodbye>> {
+        tokio::select! {
+            written = socket.send(message) => written.map_err(|_| None),
+            () = self.connection.cut.cancelled() => Err(Some(self.cut_off())),
+        }
+    }
+
+    /// Why the connection was cut.
+    fn cut_off(&self) -> Goodbye {
+        match self.fleet.stop.is_cancelled() {
+            true => goodbye(1001, "this instance goes away; connect again after a random moment"),
+            false => goodbye(1008, "messages pile up that this agent does not read"),
+        }
+    }
+
     /// Until the end; why, where it is ours.
     async fn run(&mut self, socket: &mut WebSocket) -> Option<Goodbye> {
         let cut = self.connection.cut.clone();
         loop {
             let step = tokio::select! {
-                () = cut.cancelled() => {
-                    return Some(match self.fleet.stop.is_cancelled() {
-                        true => goodbye(1001, "this instance goes away; connect again after a random moment"),
-                        false => goodbye(1008, "messages pile up that this agent does not read"),
-                    });
-                }
+                () = cut.cancelled() => return Some(self.cut_off()),
                 out = self.outbox.recv() => match out {
-                    Some(Out::Text(text)) => socket.send(Message::Text(text)).await.map_err(|_| None),
-                    Some(Out::Ping) => socket.send(Message::Ping(Vec::new().into())).await.map_err(|_| None),
+                    Some(Out::Text(text)) => self.write(socket, Message::Text(text)).await,
+                    Some(Out::Ping) => self.write(socket, Message::Ping(Vec::new().into())).await,
                     Some(Out::Close { code, reason }) => Err(Some(goodbye(code, reason))),
                     None => Err(None),
                 },
@@ -360,7 +372,7 @@ impl<'a> Session<'a> {
         message: &str,
         about: Option<String>,
     ) -> Result<(), Option<Goodbye>> {
-        socket.send(Message::Text(complaint(self.fleet, code, message, about))).await.map_err(|_| None)
+        self.write(socket, Message::Text(complaint(self.fleet, code, message, about))).await
     }
 
     /// Whether a message of this id came before, not long ago.

@@ -23,6 +23,8 @@ const PAGE: usize = 256;
 const TOGETHER: Duration = Duration::from_millis(20);
 /// A client that is quiet is pinged, so that whatever stands between does not close the connection.
 const PING: Duration = Duration::from_secs(30);
+/// A client that takes nothing for so long is cut off.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Messages of a client a second, and in a burst.
 const RATE: f64 = 5.0;
 const BURST: f64 = 20.0;
@@ -78,18 +80,16 @@ pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, wanted: Subscribe) 
     let mut rest = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
         changes.mark_unchanged(); // before the look, so that nothing falls between
-        match write(&fleet, &mut socket, &mut view).await {
-            Ok(true) => {}
-            Ok(false) => {
+        match in_time(&fleet, write(&fleet, &mut socket, &mut view)).await {
+            Some(true) => {}
+            Some(false) => {
                 tokio::task::yield_now().await;
                 continue;
             }
-            Err(_) => return,
+            None => return leave(&fleet, &mut socket).await,
         }
         tokio::select! {
-            () = fleet.stop.cancelled() => {
-                return farewell(&mut socket, 1001, "this instance goes away; connect again with ?since=").await;
-            }
+            () = fleet.stop.cancelled() => return leave(&fleet, &mut socket).await,
             changed = changes.changed() => {
                 if changed.is_err() {
                     return;
@@ -98,8 +98,8 @@ pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, wanted: Subscribe) 
                 rest.set(tokio::time::sleep(TOGETHER));
             }
             () = tokio::time::sleep(PING) => {
-                if socket.send(Message::Ping(Vec::new().into())).await.is_err() {
-                    return;
+                if in_time(&fleet, socket.send(Message::Ping(Vec::new().into()))).await.is_none() {
+                    return leave(&fleet, &mut socket).await;
                 }
             }
             received = socket.recv() => {
@@ -113,11 +113,26 @@ pub async fn serve(fleet: Arc<Fleet>, mut socket: WebSocket, wanted: Subscribe) 
                 if !rate.allows(fleet.clock.elapsed()) {
                     return farewell(&mut socket, 1008, "too many messages").await;
                 }
-                if hear(&fleet, &mut socket, &mut view, &text).await.is_err() {
-                    return;
+                if in_time(&fleet, hear(&fleet, &mut socket, &mut view, &text)).await.is_none() {
+                    return leave(&fleet, &mut socket).await;
                 }
             }
         }
+    }
+}
+
+/// What comes of writing to a client; none where it has left, does not read, or this instance goes away meanwhile.
+async fn in_time<T>(fleet: &Fleet, work: impl Future<Output = Result<T, axum::Error>>) -> Option<T> {
+    tokio::select! {
+        written = tokio::time::timeout(PATIENCE, work) => written.ok()?.ok(),
+        () = fleet.stop.cancelled() => None,
+    }
+}
+
+/// Nothing more is written; the client is told why where this instance goes away.
+async fn leave(fleet: &Fleet, socket: &mut WebSocket) {
+    if fleet.stop.is_cancelled() {
+        farewell(socket, 1001, "this instance goes away; connect again with ?since=").await;
     }
 }
 

@@ -100,7 +100,8 @@ impl Pipelines {
         match &engine {
             Some(engine) => {
                 let work = Work::Fresh(Box::new(Running::new(run, pipeline, input, 0)));
-                let assignment = Assignment { hold: Hold { run, lease: 1 }, parent: None, depth: 0, work };
+                let hold = Hold { run, lease: 1 };
+                let assignment = Assignment { hold, parent: None, depth: 0, asked: None, work };
                 std::mem::forget(reserved); // the engine has it from here on
                 let sent = engine.inbound.send(Inbound::WorkflowRequest(Box::new(assignment))).await;
                 if sent.is_err() {

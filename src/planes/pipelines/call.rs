@@ -4,10 +4,21 @@ use serde_json::{Map, Value, json};
 
 use super::run::{CopyCall, MAX_RESULT, Request};
 use crate::clock::SharedClock;
+use crate::panic::caught;
 use crate::storage::{Stores, key_of};
 
-/// Sends it; the result is `status`, `headers` and `body`. Any answer below 400 is a success.
+/// Sends it; the result is `status`, `headers` and `body`. Any answer below 400 is a success. A panic is an error of the
+/// call: unanswered, it would hold its run for ever.
 pub(super) async fn send(client: reqwest::Client, clock: SharedClock, request: Request) -> Result<Value, String> {
+    caught(in_time(client, clock, request)).await.unwrap_or_else(Err)
+}
+
+/// Copies it; the result says where it is and how long. A panic is an error of the copy.
+pub(super) async fn copy(stores: Option<Stores>, clock: SharedClock, copy: CopyCall) -> Result<Value, String> {
+    caught(copied_in_time(stores, clock, copy)).await.unwrap_or_else(Err)
+}
+
+async fn in_time(client: reqwest::Client, clock: SharedClock, request: Request) -> Result<Value, String> {
     let timeout = request.timeout;
     tokio::select! {
         answer = exchange(client, request) => answer,
@@ -15,8 +26,7 @@ pub(super) async fn send(client: reqwest::Client, clock: SharedClock, request: R
     }
 }
 
-/// Copies it; the result says where it is and how long.
-pub(super) async fn copy(stores: Option<Stores>, clock: SharedClock, copy: CopyCall) -> Result<Value, String> {
+async fn copied_in_time(stores: Option<Stores>, clock: SharedClock, copy: CopyCall) -> Result<Value, String> {
     let stores = stores.ok_or("this program has no storage")?;
     let timeout = copy.timeout;
     let copying = async {
@@ -72,4 +82,43 @@ fn words(error: &reqwest::Error) -> String {
         source = cause.source();
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Broken;
+
+    #[async_trait::async_trait]
+    impl crate::clock::Clock for Broken {
+        fn now(&self) -> chrono::DateTime<chrono::Utc> {
+            chrono::DateTime::UNIX_EPOCH
+        }
+        fn elapsed(&self) -> Duration {
+            Duration::ZERO
+        }
+        async fn sleep(&self, _: Duration) {
+            panic!("the clock is broken")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_fails() {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // once a process
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let request = Request {
+            method: reqwest::Method::GET,
+            url: format!("http://{}/", silent.local_addr().expect("an address")),
+            headers: std::collections::BTreeMap::new(),
+            body: None,
+            timeout: Duration::from_secs(1),
+            key: "k".to_owned(),
+        };
+        let answer = send(reqwest::Client::new(), Arc::new(Broken), request).await;
+        assert_eq!(answer, Err("panicked: the clock is broken".to_owned()));
+    }
 }

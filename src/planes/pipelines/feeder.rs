@@ -83,13 +83,10 @@ impl Pipelines {
         for (engine, run) in engines.into_iter().zip(runs) {
             let hold = Hold { run: run.id, lease: run.lease };
             let (parent, depth) = (run.parent_run_id, run.depth);
-            let asked = run.requested.clone();
+            let asked = run.requested.as_deref().and_then(asked_for);
             let work = Work::Claimed(Box::new(run));
-            let assignment = Assignment { hold, parent, depth, work };
+            let assignment = Assignment { hold, parent, depth, asked, work };
             let _ = engine.inbound.send(Inbound::WorkflowRequest(Box::new(assignment))).await;
-            if let Some(what) = asked.as_deref().and_then(asked_for) {
-                let _ = engine.inbound.send(Inbound::Asked { run: hold.run, what }).await;
-            }
         }
         Ok(())
     }

@@ -45,8 +45,8 @@ pub(super) enum Inbound {
     Stop,
 }
 
-/// What somebody asks of a run that is on an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What somebody asks of a run that is on an engine. The greater one holds: a pause takes no cancel back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Asked {
     Pause,
     Cancel,
@@ -57,6 +57,8 @@ pub(super) struct Assignment {
     pub(super) hold: Hold,
     pub(super) parent: Option<i64>,
     pub(super) depth: i64,
+    /// What was asked of the run before an engine had it.
+    pub(super) asked: Option<Asked>,
     pub(super) work: Work,
 }
 

@@ -54,7 +54,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 pub use begin::{Begun, Origin, StartError};
@@ -213,6 +213,11 @@ impl Pipelines {
         self.workers.wait().await;
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Stops the engines once whoever holds this is gone, without waiting for them.
+    pub fn ends_with(&self) -> DropGuard {
+        self.stop.clone().drop_guard()
     }
 
     /// Starts an engine under this id; the one that has the id already, if any.

@@ -11,6 +11,8 @@ pub async fn pause(tx: &mut Tx, id: i64) -> Result<Run, ActError> {
     let run = locked(tx, id, RunEvent::Paused).await?;
     match RunStatus::read(&run.status) {
         RunStatus::Running => store::request(tx, id, "pause").await?,
+        // Somebody gave it up, and the next engine that takes it ends it.
+        _ if run.requested.as_deref() == Some("cancel") => {}
         _ => store::set_status(tx, id, "paused").await?,
     }
     Ok(run)

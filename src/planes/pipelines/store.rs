@@ -159,13 +159,15 @@ pub(super) async fn end_run(tx: &mut Tx, hold: Hold, rows: &[StepRow], end: &End
     Ok(ended > 0)
 }
 
-/// Takes a run off its engine: to `waiting` until `wake_at`, to `paused`, or back to `pending`.
+/// Takes a run off its engine: to `waiting` until `wake_at`, to `paused`, or back to `pending`. What was asked
+/// meanwhile and is not done by this brings it back to an engine.
 pub(super) async fn release(db: &Db, hold: Hold, status: &'static str, wake_at: Option<Timestamp>) -> Result<bool> {
     let released = db
         .write(
             "UPDATE pipeline_runs SET wake_at = $2, lease_expires_at = NULL, engine = NULL, owner = NULL,
-                 status = CASE WHEN $1 = 'waiting' AND requested IS NOT NULL THEN 'pending' ELSE $1 END,
-                 requested = CASE WHEN $1 = 'paused' THEN NULL ELSE requested END
+                 status = CASE WHEN $1 = 'waiting' AND requested IS NOT NULL THEN 'pending'
+                     WHEN $1 = 'paused' AND requested = 'cancel' THEN 'pending' ELSE $1 END,
+                 requested = CASE WHEN $1 = 'paused' AND requested = 'pause' THEN NULL ELSE requested END
              WHERE id = $3 AND lease = $4 AND status = 'running'",
         )
         .bind(status)
@@ -184,10 +186,10 @@ pub(super) async fn has_work(db: &Db, now: Timestamp) -> Result<bool> {
             "SELECT CASE WHEN EXISTS (SELECT 1 FROM pipeline_runs WHERE status = 'pending')
                  OR EXISTS (SELECT 1 FROM pipeline_runs WHERE status = 'waiting' AND wake_at <= $1)
                  OR EXISTS (SELECT 1 FROM pipeline_runs WHERE status = 'running' AND lease_expires_at < $1)
-                 OR EXISTS (SELECT 1 FROM pipeline_steps s JOIN jobs j ON j.id = s.job_id
+                 OR EXISTS (SELECT 1 FROM pipeline_steps s LEFT JOIN jobs j ON j.id = s.job_id
                      JOIN pipeline_runs r ON r.id = s.run_id AND r.status = 'waiting'
                      WHERE s.status = 'waiting' AND s.job_id IS NOT NULL
-                     AND j.status IN ('completed', 'failed', 'cancelled'))
+                     AND (j.id IS NULL OR j.status IN ('completed', 'failed', 'cancelled')))
                  OR EXISTS (SELECT 1 FROM pipeline_steps s JOIN pipeline_runs c ON c.id = s.child_run_id
                      JOIN pipeline_runs r ON r.id = s.run_id AND r.status = 'waiting'
                      WHERE s.status = 'waiting' AND s.child_run_id IS NOT NULL
@@ -209,9 +211,9 @@ pub(super) async fn wake_runs(tx: &mut Tx) -> Result<u64> {
          WHERE id IN (SELECT id FROM pipeline_runs WHERE (status = 'waiting' AND wake_at <= $1)
                  OR (status = 'running' AND lease_expires_at < $1)
                  OR (status = 'waiting' AND id IN (
-                     SELECT s.run_id FROM pipeline_steps s JOIN jobs j ON j.id = s.job_id
+                     SELECT s.run_id FROM pipeline_steps s LEFT JOIN jobs j ON j.id = s.job_id
                      WHERE s.status = 'waiting' AND s.job_id IS NOT NULL
-                     AND j.status IN ('completed', 'failed', 'cancelled')))
+                     AND (j.id IS NULL OR j.status IN ('completed', 'failed', 'cancelled'))))
                  OR (status = 'waiting' AND id IN (
                      SELECT s.run_id FROM pipeline_steps s JOIN pipeline_runs c ON c.id = s.child_run_id
                      WHERE s.status = 'waiting' AND s.child_run_id IS NOT NULL
@@ -283,15 +285,13 @@ pub(super) async fn requested(db: &Db, owner: &str) -> Result<Vec<(i64, String)>
     .await
 }
 
+const STEPS: &str = "SELECT step, item, status, attempt, result, error, wake_at, job_id, child_run_id, started_at,
+         finished_at
+     FROM pipeline_steps WHERE run_id = $1 ORDER BY started_at, step, item";
+
 /// The rows of a run's steps.
 pub(super) async fn steps_of(db: &Db, run: i64) -> Result<Vec<StepRow>> {
-    db.query(
-        "SELECT step, item, status, attempt, result, error, wake_at, job_id, child_run_id, started_at, finished_at
-         FROM pipeline_steps WHERE run_id = $1 ORDER BY started_at, step, item",
-    )
-    .bind(run)
-    .all()
-    .await
+    db.query(STEPS).bind(run).all().await
 }
 
 /// How long a task's key holds: a commit whose answer was lost is repeated at once, and a crashed engine's step is taken
@@ -307,7 +307,7 @@ pub(super) async fn enqueue_task(tx: &mut Tx, run: i64, task: &TaskCall) -> Resu
     job.input_ref = is_reference(&task.input).then(|| task.input["$storage"].to_string());
     job.input = task.input.clone();
     job.context = Some(json!({ "run": run, "step": task.step }));
-    job.idempotency_key = Some(task.key.clone());
+    job.idempotency_key = Some(queue::own_key(&task.key));
     job.idempotency_ttl = Some(KEY_HOLDS);
     job.max_attempts = task.max_attempts;
     job.dead_letter = false;
@@ -319,6 +319,18 @@ pub(super) async fn enqueue_task(tx: &mut Tx, run: i64, task: &TaskCall) -> Resu
 pub(super) async fn cancel_task(tx: &mut Tx, job: i64) -> Result<()> {
     queue::cancel(tx, job).await?;
     Ok(())
+}
+
+/// Those of the tasks that have no row any more: they ended so long ago that it was taken away.
+async fn gone(db: &Db, tasks: &[i64]) -> Result<Vec<(i64,)>> {
+    db.query(sql!(
+        "SELECT id FROM (SELECT CAST(value AS BIGINT) AS id FROM "
+        { sqlite: "json_each($1)", postgres: "jsonb_array_elements_text($1)" }
+        ") AS awaited WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = awaited.id)"
+    ))
+    .bind(Json(tasks))
+    .all()
+    .await
 }
 
 /// What has come of the tasks and runs that a run waits for.
@@ -334,6 +346,10 @@ pub(super) async fn ended(db: &Db, waits: &[Waits]) -> Result<Vec<(Waits, Result
     let mut ended = Vec::new();
     if !tasks.is_empty() {
         let jobs = queue::ended(db, &tasks).await?;
+        if jobs.len() < tasks.len() {
+            let lost = |id: i64| Err(format!("task {id} is gone: its record was kept no longer"));
+            ended.extend(gone(db, &tasks).await?.into_iter().map(|(id,)| (Waits::Task(id), lost(id))));
+        }
         ended.extend(jobs.into_iter().map(|job| {
             // What lies in storage is named, for whoever needs it to fetch it.
             let result = match job.result_ref {
@@ -426,11 +442,5 @@ pub(super) async fn insert_refused(
 
 /// The rows of a run's steps, inside a transaction.
 pub(super) async fn steps_in(tx: &mut Tx, run: i64) -> Result<Vec<StepRow>> {
-    tx.query(
-        "SELECT step, item, status, attempt, result, error, wake_at, job_id, child_run_id, started_at, finished_at
-         FROM pipeline_steps WHERE run_id = $1 ORDER BY started_at, step, item",
-    )
-    .bind(run)
-    .all()
-    .await
+    tx.query(STEPS).bind(run).all().await
 }

@@ -12,7 +12,7 @@ use super::model::{RunStatus, StepRow};
 use super::run::{Effect, End, Key, Running, Waits};
 use super::store;
 use super::{EngineStatus, Outbound, Pipeline, PipelineBuilder, Pipelines, StartError, StepBuilder};
-use crate::clock::SystemClock;
+use crate::clock::{SharedClock, SystemClock};
 use crate::config;
 use crate::db::{Db, Options, Timestamp};
 use crate::events;
@@ -178,6 +178,36 @@ output: steps.each",
 }
 
 #[test]
+fn the_results_of_a_fan_out_have_a_bound() {
+    let list: Vec<usize> = (0..70).collect();
+    let pipeline = pipeline(&format!(
+        "steps: [{{id: each, for_each: '{list:?}', parallel: 4, http: {{url: 'http://h/${{item}}'}}}}]"
+    ));
+    let mut wooden = Wooden::new(pipeline, json!({}));
+    // As large as one result may be: with its quotes a MiB.
+    let result = json!("x".repeat((1 << 20) - 2));
+    let end = wooden.run(never, |_| Ok(result.clone()));
+    assert_eq!(end.status, RunStatus::Failed);
+    assert!(
+        end.error.as_ref().is_some_and(|error| error.contains("more than 64 MiB; keep them in storage")),
+        "{end:?}"
+    );
+    assert_eq!(wooden.completed.len(), 64, "what is kept keeps the bound");
+    assert_eq!(wooden.load().over(), Some(end), "and so does what is read again");
+}
+
+#[test]
+fn an_input_that_no_database_takes_fails_its_step_before_it_goes_out() {
+    for action in ["task", "pipeline"] {
+        let pipeline = pipeline(&format!("steps: [{{id: a, {action}: {{id: t, input: {{x: '${{input.text}}'}}}}}}]"));
+        let mut wooden = Wooden::new(pipeline, json!({ "text": "a\0b" }));
+        let end = wooden.run(never, |_| Ok(Value::Null));
+        assert_eq!((end.status, wooden.begun), (RunStatus::Failed, 0));
+        assert!(end.error.is_some_and(|error| error.contains("a NUL character")), "{action}");
+    }
+}
+
+#[test]
 fn a_failed_run_undoes_the_newest_first_and_gives_up_what_waits() {
     let pipeline = pipeline(
         "steps:
@@ -248,6 +278,7 @@ fn random_pipeline(edges: &[(usize, usize)], kinds: &[u8]) -> Arc<Pipeline> {
                 3 => json!({ "task": { "id": "t" } }),
                 4 => json!({ "for_each": "[1, 2, 3]", "parallel": 2, "eval": "item * 2" }),
                 5 => json!({ "for_each": "[1, 2, 3]", "parallel": 2, "http": { "url": format!("http://h/{at}") } }),
+                7 => json!({ "for_each": "[]", "eval": "item" }),
                 _ => json!({ "pipeline": { "id": "q" } }),
             };
             let (Value::Object(step), Value::Object(body)) = (&mut step, body) else { unreachable!() };
@@ -263,7 +294,7 @@ proptest! {
     #[test]
     fn a_run_that_crashes_anywhere_ends_as_one_that_does_not(
         edges in prop::collection::vec((0_usize..14, 0_usize..14), 0..40),
-        kinds in prop::collection::vec(0_u8..7, 1..14),
+        kinds in prop::collection::vec(0_u8..8, 1..14),
         crashes in prop::collection::vec(0_u8..4, 0..60),
     ) {
         let pipeline = random_pipeline(&edges, &kinds);
@@ -295,13 +326,17 @@ async fn plane() -> Arc<Pipelines> {
 }
 
 async fn plane_of(config: config::Pipelines) -> Arc<Pipelines> {
-    let clock = SystemClock::shared();
+    let plane = still_plane(config, SystemClock::shared()).await;
+    plane.start();
+    plane
+}
+
+/// A plane on an empty database in which nothing moves by itself.
+pub(super) async fn still_plane(config: config::Pipelines, clock: SharedClock) -> Arc<Pipelines> {
     let db = Db::open(&Options::new("sqlite::memory:"), clock.clone()).await.expect("open");
     db.migrate().await.expect("migrate");
     let monitor = events::Monitor::new(db.clone(), clock.clone());
-    let plane = Pipelines::new(config, db, monitor, clock, Random::seeded(1), "test").await.expect("a plane");
-    plane.start();
-    plane
+    Pipelines::new(config, db, monitor, clock, Random::seeded(1), "test").await.expect("a plane")
 }
 
 #[tokio::test]

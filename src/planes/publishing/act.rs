@@ -19,7 +19,7 @@ use crate::planes::{ActError, Effect};
 /// A publication of a promoted clip goes before planned ones.
 const PROMOTED_PRIORITY: i64 = 50;
 
-/// A forced publication goes before everything.
+/// A forced publication goes before all of the usual priorities, 0 to 100.
 const FORCED_PRIORITY: i64 = 100;
 
 /// A retry never waits longer than this, however often it failed.
@@ -123,7 +123,7 @@ pub async fn retry_failed_log(tx: &mut Tx, publishing: &Publishing, log_id: i64)
     if log.retry_count >= log.max_retries {
         return refuse(format!("publication {log_id} has used its {} retries", log.max_retries));
     }
-    if store::clip(tx, log.clip_id).await?.is_some_and(|clip| clip.status == ClipStatus::Archived) {
+    if store::lock_clip(tx, log.clip_id).await?.is_some_and(|clip| clip.status == ClipStatus::Archived) {
         return refuse(format!("clip {} is archived", log.clip_id));
     }
     if store::has_live_log(tx, log.clip_id, &log.platform).await? {
@@ -131,6 +131,9 @@ pub async fn retry_failed_log(tx: &mut Tx, publishing: &Publishing, log_id: i64)
     }
     if let Some(campaign_id) = log.campaign_id {
         let campaign = store::lock_campaign(tx, campaign_id).await?;
+        if let Some(campaign) = &campaign {
+            may_publish(campaign, log.clip_id, tx.now().await?)?;
+        }
         if let Err(reason) = within_budget(tx, campaign.as_ref(), log.cost_cents).await? {
             return refuse(reason);
         }
@@ -198,6 +201,7 @@ pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) ->
         return refuse(format!("publication {log_id} has used its {} retries", log.max_retries));
     }
     let priority = log.priority.max(FORCED_PRIORITY);
+    let of_job = dispatch::job_priority(priority);
     let waiting = match (log.status, job.as_deref()) {
         (Status::Pending, Some("processing")) => {
             return refuse(format!("publication {log_id} is going out already"));
@@ -207,11 +211,11 @@ pub async fn force_publish(tx: &mut Tx, publishing: &Publishing, log_id: i64) ->
     };
     let job_id = match waiting {
         Some(job_id) => {
-            store::raise_job_priority(tx, job_id, priority).await?;
+            store::raise_job_priority(tx, job_id, of_job).await?;
             store::make_job_due(tx, job_id).await?;
             job_id
         }
-        None => dispatch::enqueue_publish(tx, &log, priority).await?,
+        None => dispatch::enqueue_publish(tx, &log, of_job).await?,
     };
     store::force(tx, &log, priority, job_id).await?;
     Ok(Effect {
@@ -235,6 +239,8 @@ pub async fn fail_waiting_on(tx: &mut Tx, job_ids: &[i64]) -> Result<Vec<i64>> {
 pub async fn cancel(tx: &mut Tx, log_id: i64) -> Result<Effect, ActError> {
     let log = log_to_change(tx, log_id).await?;
     let next = allowed(&log, Event::Cancelled)?;
+    // Two cancellations at once would not see each other, and the clip would wait for a publication that is none.
+    store::lock_clip(tx, log.clip_id).await?;
     if store::cancel(tx, log_id).await? == 0 {
         return refuse(format!("publication {log_id} has changed meanwhile"));
     }
@@ -314,13 +320,20 @@ async fn clip_to_publish(tx: &mut Tx, clip_id: i64, now: Timestamp) -> Result<(C
     }
     let Some(campaign_id) = clip.campaign_id else { return Ok((clip, None)) };
     let Some(campaign) = store::lock_campaign(tx, campaign_id).await? else { return Ok((clip, None)) };
+    may_publish(&campaign, clip_id, now)?;
+    Ok((clip, Some(campaign)))
+}
+
+/// Whether a campaign lets its clips go out at all.
+fn may_publish(campaign: &Campaign, clip_id: i64, now: Timestamp) -> Result<(), ActError> {
+    let id = campaign.id;
     if campaign.status != CampaignStatus::Active {
-        return refuse(format!("campaign {campaign_id} of clip {clip_id} is {}, not active", campaign.status));
+        return refuse(format!("campaign {id} of clip {clip_id} is {}, not active", campaign.status));
     }
     if campaign.ends_at.is_some_and(|ends| ends <= now) {
-        return refuse(format!("campaign {campaign_id} of clip {clip_id} is over"));
+        return refuse(format!("campaign {id} of clip {clip_id} is over"));
     }
-    Ok((clip, Some(campaign)))
+    Ok(())
 }
 
 /// Whether a campaign can pay for one more publication; the reason if not.

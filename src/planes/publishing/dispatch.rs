@@ -138,11 +138,12 @@ impl Dispatcher {
 /// Enqueues the job of a publication. The key is unique to this handing over: a job that died never shares its
 /// successor's.
 pub(super) async fn enqueue_publish(tx: &mut Tx, log: &PublishLog, priority: i64) -> Result<i64> {
+    let key = format!("publish:{}:{}:{}", log.id, log.retry_count, log.job_id.unwrap_or(0));
     let job = NewJob {
         queue: Some(QUEUE.into()),
         priority: Some(priority),
         input: json!({ "log_id": log.id }),
-        idempotency_key: Some(format!("publish:{}:{}:{}", log.id, log.retry_count, log.job_id.unwrap_or(0))),
+        idempotency_key: Some(queue::own_key(key)),
         max_attempts: Some(1),
         dead_letter: false, // its publication is tried again, never its job
         ..NewJob::new(publish::KIND)

@@ -4,6 +4,7 @@
 //! as failed only when the attempt is so old that nothing of it can still be on its way. Anything else changes nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,7 +16,7 @@ use super::connectors::StatusAnswer;
 use super::model::{Event, PublishLog, Status};
 use super::store::{self, Settled};
 use super::{Publishing, QUEUE, dispatch, publish};
-use crate::db::{self, Db, Result, Topic, Tx};
+use crate::db::{self, Db, Result, Timestamp, Topic, Tx};
 use crate::ledger::{self, Severity};
 use crate::planes::queue::{self, Enqueued, Handler, Job, NewJob, Outcome};
 
@@ -25,6 +26,9 @@ pub(super) const KIND: &str = "reconcile";
 /// Publications that are asked about at once: a platform is not to be flooded with questions.
 const BATCH: i64 = 8;
 
+/// One job asks for no longer, then the next one goes on where it ended: silent platforms hold nobody else up for hours.
+const LONGEST: Duration = Duration::from_secs(600);
+
 /// Asking goes before sending: what is settled frees its clip for another try.
 const PRIORITY: i64 = 100;
 
@@ -33,7 +37,7 @@ pub(super) async fn enqueue(tx: &mut Tx) -> Result<Enqueued> {
     let job = NewJob {
         queue: Some(QUEUE.into()),
         priority: Some(PRIORITY),
-        idempotency_key: Some(KIND.to_owned()),
+        idempotency_key: Some(queue::own_key(KIND)),
         dead_letter: false, // upkeep asks again
         ..NewJob::new(KIND)
     };
@@ -57,6 +61,8 @@ pub async fn reconcile_if_needed(db: &Db) -> Result<()> {
 /// Runs jobs of kind `reconcile`.
 pub(super) struct ReconcileHandler {
     publishing: Arc<Publishing>,
+    /// The publication behind which the next job begins, where the last one's time was over; else 0.
+    goes_on_after: AtomicI64,
 }
 
 /// What a reconciliation found.
@@ -83,18 +89,25 @@ impl Handler for ReconcileHandler {
 
 impl ReconcileHandler {
     pub(super) fn new(publishing: Arc<Publishing>) -> Self {
-        Self { publishing }
+        Self { publishing, goes_on_after: AtomicI64::new(0) }
     }
 
     async fn reconcile(&self) -> Result<Found> {
         self.sweep().await?;
         let mut found = Found::default();
-        let mut last = 0;
+        let began = self.publishing.clock().elapsed();
+        let mut last = self.goes_on_after.swap(0, Ordering::Relaxed);
         let mut broken = None;
         loop {
+            if self.publishing.clock().elapsed() - began > LONGEST {
+                self.goes_on_after.store(last, Ordering::Relaxed);
+                return broken.map_or(Ok(found), Err);
+            }
             let batch = store::unknown_after(self.publishing.db(), last, BATCH).await?;
             let Some(end) = batch.last() else { return broken.map_or(Ok(found), Err) };
             last = end.id;
+            // How old an attempt was when the platform was asked decides: this process may stand still before it goes on.
+            let asked_at = self.publishing.db().now().await?;
             let mut questions = JoinSet::new();
             for log in batch {
                 let publishing = self.publishing.clone();
@@ -104,7 +117,7 @@ impl ReconcileHandler {
                 });
             }
             for (log, answer) in questions.join_all().await {
-                match self.settle(&log, &answer).await {
+                match self.settle(&log, &answer, asked_at).await {
                     Ok(Some(Status::Published)) => found.published += 1,
                     Ok(Some(_)) => found.failed += 1,
                     Ok(None) => found.still_unknown += 1,
@@ -128,13 +141,13 @@ impl ReconcileHandler {
     }
 
     /// Records what a platform said; gives the new status if that settles the publication.
-    async fn settle(&self, log: &PublishLog, answer: &StatusAnswer) -> Result<Option<Status>> {
+    async fn settle(&self, log: &PublishLog, answer: &StatusAnswer, asked_at: Timestamp) -> Result<Option<Status>> {
         let mut tx = self.publishing.db().begin().await?;
         let now = tx.now().await?;
         let attempted_at = log.attempted_at.unwrap_or(log.updated_at);
         if attempted_at > now {
             // Recorded under a clock that has since been set back: how old it is nobody knows, so the wait begins now.
-            store::begin_wait(&mut tx, log.id).await?;
+            store::begin_wait(&mut tx, log).await?;
             tx.commit().await?;
             return Ok(None);
         }
@@ -148,7 +161,7 @@ impl ReconcileHandler {
             StatusAnswer::Failed { reason } => {
                 (Event::FoundMissing, Settled::Failed { reason }, format!("the platform has given it up: {reason}"))
             }
-            StatusAnswer::NeverSeen if now.since(attempted_at) >= settled_after => {
+            StatusAnswer::NeverSeen if asked_at.since(attempted_at) >= settled_after => {
                 let reason = "the platform never received it";
                 (Event::FoundMissing, Settled::Failed { reason }, reason.to_owned())
             }

@@ -5,7 +5,7 @@
 //! refuses fails the try; one that has no room now (429, 503) or is not there costs the run none, and is left alone for a
 //! while; one whose answer is lost may have begun, so its lease decides.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::plane::TaskQueue;
+use super::seats::Claimed;
 use super::{
     Again, Claim, Hold, Job, Outcomes, WorkerSeen, claim, fail, give_back, held_by, lanes, look, note_outcomes,
     services, task, worker_seen,
@@ -54,20 +55,33 @@ pub struct Assignment {
 }
 
 impl TaskQueue {
-    /// What a worker is told of a run that it was given.
-    pub(super) async fn assign(&self, key: &SecretKey, job: Job) -> std::result::Result<Assignment, Problem> {
-        let task = task(&self.db, &job.kind).await?;
+    /// What workers are told of the runs that they were given. After an error all of them go back.
+    pub(super) async fn assign(
+        &self,
+        key: &SecretKey,
+        claimed: Claimed,
+    ) -> std::result::Result<Vec<Assignment>, Problem> {
+        let now = self.db.now().await?;
         let half_a_lease = i64::try_from(self.lease.as_millis() / 2).unwrap_or(i64::MAX);
-        let grant = Grant {
-            run: format!("task-run:{}", job.id),
-            lease: job.lease,
-            backends: self.stores.ids().map(str::to_owned).collect(),
-            life: job.timeout_ms.map_or(super::store::finish::LONGEST_LEASE, super::store::claim::millis),
-        };
-        let storage = key.seal(&grant, &self.stores, self.db.now().await?)?;
-        Ok(Assignment {
+        let backends: Vec<String> = self.stores.ids().map(str::to_owned).collect();
+        let kinds: BTreeSet<&str> = claimed.jobs().iter().map(|job| job.kind.as_str()).collect();
+        let mut intervals = HashMap::new();
+        for kind in kinds {
+            let interval = task(&self.db, kind).await?.and_then(|task| task.heartbeat_interval_ms);
+            intervals.insert(kind.to_owned(), interval.unwrap_or(half_a_lease));
+        }
+        let mut storages = Vec::with_capacity(claimed.jobs().len());
+        for job in claimed.jobs() {
+            let grant = Grant {
+                run: format!("task-run:{}", job.id),
+                lease: job.lease,
+                backends: backends.clone(),
+                life: job.timeout_ms.map_or(super::store::finish::LONGEST_LEASE, super::store::claim::millis),
+            };
+            storages.push(key.seal(&grant, &self.stores, now)?);
+        }
+        let told = |(job, storage): (Job, String)| Assignment {
             run_id: job.id,
-            task_id: job.kind,
             lease: job.lease,
             token: key.run_token(job.id, job.lease),
             attempt: job.attempt,
@@ -76,22 +90,24 @@ impl TaskQueue {
             context: job.context.map(|context| context.0),
             code_version: job.code_version,
             timeout_ms: job.timeout_ms,
-            heartbeat_interval_ms: task.and_then(|task| task.heartbeat_interval_ms).unwrap_or(half_a_lease),
+            heartbeat_interval_ms: intervals.get(&job.kind).copied().unwrap_or(half_a_lease),
+            task_id: job.kind,
             storage,
-        })
+        };
+        Ok(claimed.arrived().into_iter().zip(storages).map(told).collect())
     }
 }
 
 /// Looks, and takes what there is.
-pub(super) async fn take(db: &Db, wanted: &Claim<'_>) -> Result<Vec<Job>> {
+pub(super) async fn take(db: &Db, wanted: &Claim<'_>) -> Result<Claimed> {
     let outlook = look(db, wanted).await?;
     if !outlook.has_work() {
-        return Ok(Vec::new());
+        return Ok(Claimed::new(db, Vec::new()));
     }
     let mut tx = db.begin().await?;
     let jobs = claim(&mut tx, &outlook, wanted).await?;
     tx.commit().await?;
-    Ok(jobs)
+    Ok(Claimed::new(db, jobs)) // not before: what was rolled back is soon another's, under the same lease
 }
 
 /// A service's tasks on one queue.
@@ -119,6 +135,8 @@ enum Answer {
     Busy(Option<Duration>),
     /// Nobody is there.
     Away,
+    /// It was not asked: the run could not be made ready for it.
+    Unready,
     Refused,
 }
 
@@ -171,7 +189,7 @@ impl Dispatcher {
             }
             Answer::Busy(Some(rest)) => rest.min(LONGEST_REST),
             Answer::Busy(None) => backoff::exponential(BUSY_BASE, BUSY_CAP, times, &self.queue.random),
-            Answer::Away => backoff::exponential(AWAY_BASE, AWAY_CAP, times, &self.queue.random),
+            Answer::Away | Answer::Unready => backoff::exponential(AWAY_BASE, AWAY_CAP, times, &self.queue.random),
         };
         resting.insert(endpoint.to_owned(), (times, self.queue.clock.elapsed() + rest));
         if answer == Answer::Away && times == 1 {
@@ -259,6 +277,7 @@ impl Dispatcher {
 
     /// Claims for one service and calls it, until nothing is left or it has as much as it may.
     async fn serve(&self, lane: &Lane) -> Result<usize> {
+        let Some(key) = &self.queue.key else { return Ok(0) };
         let worker = lane.worker();
         let kinds: Vec<&str> = lane.kinds.iter().map(String::as_str).collect();
         let mut accepted = 0;
@@ -267,11 +286,19 @@ impl Dispatcher {
             let limit = self.queue.max_concurrency.saturating_sub(held);
             let (lease, longest_wait) = (self.queue.lease, self.queue.longest_wait);
             let wanted = Claim { queue: &lane.queue, kinds: &kinds, worker: &worker, lease, longest_wait, limit };
-            let jobs = take(&self.queue.db, &wanted).await?;
-            if jobs.is_empty() {
+            let claimed = take(&self.queue.db, &wanted).await?;
+            if claimed.jobs().is_empty() {
                 return Ok(accepted);
             }
-            let calls = join_all(jobs.into_iter().map(|job| self.call(lane, job))).await;
+            let assignments = match self.queue.assign(key, claimed).await {
+                Ok(assignments) => assignments,
+                Err(problem) => {
+                    tracing::warn!(cause = problem.detail, service = lane.service, "tasks could not be made ready");
+                    self.note(lane, Answer::Unready);
+                    return Ok(accepted);
+                }
+            };
+            let calls = join_all(assignments.into_iter().map(|assignment| self.call(lane, assignment))).await;
             let answers = calls.into_iter().collect::<Result<Vec<Answer>>>()?;
             let taken = answers.iter().filter(|answer| **answer == Answer::Taken).count();
             if taken > 0 {
@@ -298,13 +325,8 @@ impl Dispatcher {
     }
 
     /// Hands one run over.
-    async fn call(&self, lane: &Lane, job: Job) -> Result<Answer> {
-        let hold = Hold::from(&job);
-        let Some(key) = &self.queue.key else { return Ok(Answer::Refused) };
-        let assignment = match self.queue.assign(key, job).await {
-            Ok(assignment) => assignment,
-            Err(problem) => return self.refused(lane, hold, &problem.detail).await,
-        };
+    async fn call(&self, lane: &Lane, assignment: Assignment) -> Result<Answer> {
+        let hold = Hold { id: assignment.run_id, lease: assignment.lease };
         // What the worker says beside its status is not read: nothing in it counts.
         match self.queue.client.post(&lane.endpoint).json(&assignment).send().await {
             Ok(response) if response.status().is_success() => Ok(Answer::Taken),

@@ -1,6 +1,7 @@
 //! A job: as it is enqueued, as its handler sees it, and as it is kept.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -9,6 +10,14 @@ use utoipa::ToSchema;
 
 use super::model::Status;
 use crate::db::{Json, Timestamp};
+
+/// What idempotency keys of the service's own begin with; nobody else's may.
+pub(super) const OWN_KEYS: &str = "showrunner:";
+
+/// A key of the service's own: no client's key is the same.
+pub fn own_key(name: impl Display) -> String {
+    format!("{OWN_KEYS}{name}")
+}
 
 /// A job to be enqueued. What is `None` comes from the kind's row in `tasks`, else from the queue's defaults.
 #[derive(Debug, Clone)]

@@ -39,7 +39,7 @@ mod tests;
 
 pub use dispatch::{Assignment, Dispatcher};
 pub use enqueuer::Enqueuer;
-pub use job::{Attempt, Enqueued, Hold, Job, JobRecord, NewJob};
+pub use job::{Attempt, Enqueued, Hold, Job, JobRecord, NewJob, own_key};
 pub use model::{Event, IllegalTransition, Status};
 pub use observe::{
     DeadLetterView, DeadLettersSection, JobsSection, Observed, QueueView, WorkerView, WorkersSection, observe,
@@ -50,13 +50,14 @@ pub use seats::Seats;
 pub use store::claim::{Claim, Outlook, claim, claim_at_once, look};
 pub use store::enqueue::{enqueue, enqueue_many};
 pub use store::finish::{
-    Again, Beat, Cancelled, acknowledge_cancel, cancel, complete, complete_by_reference, complete_many, fail,
-    give_back, heartbeat, progress, renew, rescue, time_out,
+    Again, Beat, Cancelled, acknowledge_cancel, cancel, complete, complete_many, fail, give_back, heartbeat, progress,
+    renew, rescue, time_out,
 };
 pub use store::letters::{
     DeadLetter, DeadLetterFilter, RetryLetter, dead_letter, dead_letters, forget_dead_letters, purge_dead_letter,
     purge_dead_letters, retry_dead_letter, retry_dead_letters,
 };
+pub use store::limit::forget_rate_windows;
 pub use store::order::forget_finished;
 pub use store::queues::{QueueState, limit_queue, pause, queues, resume};
 pub use store::read::{JobFilter, QueueCounts, attempts, counts, ended, get, list, why_waiting};

@@ -75,6 +75,41 @@ impl Seats {
     }
 }
 
+/// Jobs that were claimed and are on their way to whoever is to run them: what is still in it when it is dropped, because
+/// the way broke off, goes back.
+pub(super) struct Claimed {
+    db: Db,
+    jobs: Vec<Job>,
+}
+
+impl Claimed {
+    pub(super) fn new(db: &Db, jobs: Vec<Job>) -> Self {
+        Self { db: db.clone(), jobs }
+    }
+
+    pub(super) fn jobs(&self) -> &[Job] {
+        &self.jobs
+    }
+
+    pub(super) fn add(&mut self, mut more: Self) {
+        self.jobs.append(&mut more.jobs);
+    }
+
+    /// They have arrived.
+    pub(super) fn arrived(mut self) -> Vec<Job> {
+        std::mem::take(&mut self.jobs)
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if !self.jobs.is_empty() {
+            let (db, held) = (self.db.clone(), self.jobs.iter().map(Hold::from).collect::<Vec<_>>());
+            tokio::spawn(async move { give_back(&db, &held).await });
+        }
+    }
+}
+
 /// Gives jobs back that were claimed and never began, and tells whoever waits for work. Where that fails their leases
 /// lapse.
 pub(super) async fn give_back(db: &Db, held: &[Hold]) {
@@ -102,8 +137,7 @@ impl Drop for Sitting {
     fn drop(&mut self) {
         self.taken.close();
         if let Ok(job) = self.taken.try_recv() {
-            let db = self.seats.db.clone();
-            tokio::spawn(async move { give_back(&db, &[Hold::from(&job)]).await });
+            drop(Claimed::new(&self.seats.db, vec![job]));
         }
         self.seats.waiting().retain(|seat| !seat.taken.is_closed());
     }

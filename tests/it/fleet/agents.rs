@@ -1,8 +1,14 @@
 //! Agents come, go, flap, are drained, and have to be who they say.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
+use showrunner::actor::Role;
+use showrunner::clock::Clock;
+use showrunner::config::Token;
+use showrunner::db::{Db, Options, Timestamp};
+use showrunner::planes::fleet;
 
-use super::{Socket, TOKEN, address, agent, agent_at, hello, pass, submit, take, until, until_agent, update};
+use super::{Socket, TOKEN, address, agent, agent_at, creeping, hello, pass, submit, take, until, until_agent, update};
 use crate::on_both;
 
 on_both! {
@@ -156,6 +162,22 @@ on_both! {
         assert_eq!(world.ledger("fleet.agent_").await.len(), 2);
     }
 
+    async fn what_comes_to_run_only_after_the_deadline_of_a_drain_moves_too(world) {
+        world.config.fleet.heartbeat_timeout_ms = 600_000;
+        world.start().await;
+        let mut old = agent(&world, "old", 1).await;
+        let job = submit(&world, json!({})).await;
+        let offer = old.hear("agent.assign").await;
+        let drain = json!({ "drain": true, "deadlineSeconds": 1 });
+        assert_eq!(world.post("/v1/agents/old/drain", &drain).await.0, 200);
+        pass(&world, 3).await;
+        until(&world, &job, "ASSIGNED").await;
+        old.say(json!({ "type": "agent.assign.ack", "correlationId": offer["msgId"], "payload": { "jobId": job, "accepted": true } })).await;
+        old.say(update(&job, "RUNNING")).await;
+        creeping(&world, old.hear("agent.job.stop")).await;
+        assert_eq!(world.number("SELECT COUNT(*) FROM agents WHERE drain_deadline_at IS NOT NULL").await, 0);
+    }
+
     async fn an_agent_on_which_nothing_starts_rests(world) {
         world.config.fleet.heartbeat_timeout_ms = 600_000;
         world.start().await;
@@ -230,6 +252,51 @@ on_both! {
         until_agent(&world, "studio", "OFFLINE").await;
         assert_eq!(stranger(hello("studio", 1, json!([]), &second)).await, 4401);
         assert_eq!(revoke(77).await, 404);
+    }
+
+    async fn the_token_that_everybody_knows_opens_nothing_where_tokens_are_set(world) {
+        // On loopback all the same: a proxy on this machine would bring strangers in.
+        world.config.auth.tokens = vec![Token { name: "ann".to_owned(), role: Role::Admin, token: "admin-0123456789abcdef".into() }];
+        world.start().await;
+        let mut stranger = Socket::open(address(&world), "/agent").await;
+        stranger.say(hello("studio", 1, json!([]), TOKEN)).await;
+        let (code, reason) = stranger.closed_because().await;
+        assert_eq!(code, 4401);
+        assert!(reason.contains("no AGENT_TOKEN is set"), "{reason}");
+        assert_eq!(world.number("SELECT COUNT(*) FROM agents").await, 0);
+        world.stop().await;
+        world.config.fleet.agent_token = "the-agents-own-token".into();
+        world.start().await;
+        let mut studio = Socket::open(address(&world), "/agent").await;
+        studio.say(hello("studio", 1, json!([]), "the-agents-own-token")).await;
+        studio.hear("agent.hello.ack").await;
+    }
+
+    async fn an_agent_that_was_forgotten_and_comes_back_is_given_jobs(world) {
+        world.start().await;
+        for _ in 0..3 { // its row has a past
+            drop(agent(&world, "studio", 1).await);
+            until_agent(&world, "studio", "OFFLINE").await;
+        }
+        let db = Db::open(&Options::new(world.url()), world.clock.clone()).await.expect("the database");
+        let forget = async |before: DateTime<Utc>| {
+            let mut tx = db.begin().await.expect("a transaction");
+            let gone = fleet::forget(&mut tx, Timestamp::new(before)).await.expect("it is forgotten");
+            tx.commit().await.expect("a commit");
+            gone
+        };
+        let now = world.clock.now();
+        assert_eq!(forget(now - TimeDelta::days(1)).await, 0, "it was there today");
+        let there = agent(&world, "there", 1).await;
+        assert_eq!(forget(now + TimeDelta::days(1)).await, 1);
+        assert_eq!(world.text("SELECT id FROM agents").await, "there", "who is connected is never forgotten");
+        db.close().await;
+        drop(there);
+        until_agent(&world, "there", "OFFLINE").await;
+        let mut studio = agent(&world, "studio", 1).await;
+        let job = submit(&world, json!({})).await;
+        assert_eq!(take(&mut studio).await, (job.clone(), 1));
+        until(&world, &job, "RUNNING").await;
     }
 
     async fn two_agents_of_one_name_are_survived(world) {

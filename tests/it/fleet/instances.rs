@@ -5,6 +5,16 @@ use showrunner::app::Mode;
 
 use super::{Socket, address, agent, agent_at, creeping, pass, submit, take, until, until_agent, update};
 use crate::on_both;
+use crate::support::World;
+use crate::support::faults::Failing;
+
+/// Until this instance has watched the others for longer than they may be silent, and gives up the agents of those that
+/// are; time moves as for agents whose instances give signs of life.
+async fn watch(world: &World) {
+    if !world.is_sqlite() {
+        pass(world, 34).await; // on a file nobody else can be there
+    }
+}
 
 on_both! {
     async fn after_a_restart_agents_come_back_with_their_streams(world) {
@@ -25,6 +35,7 @@ on_both! {
 
     async fn a_crash_leaves_agents_behind_that_are_given_time(world) {
         // As a process that was killed leaves its rows.
+        world.config.fleet.heartbeat_timeout_ms = 30_000;
         world.start().await;
         let mut studio = agent(&world, "studio", 1).await;
         let job = submit(&world, json!({ "restartPolicy": "always" })).await;
@@ -34,6 +45,7 @@ on_both! {
         world.sql("UPDATE stream_jobs SET status = 'RUNNING', due_at = NULL, lease = 1").await;
         world.sql("UPDATE agents SET state = 'RUNNING', instance = 'gone', connection = 7").await;
         world.start().await;
+        watch(&world).await;
         until_agent(&world, "studio", "OFFLINE").await;
         until(&world, &job, "UNKNOWN").await;
         let _studio = agent_at(address(&world), "studio", 1, json!([{ "jobId": job, "lease": 1 }])).await;
@@ -47,7 +59,9 @@ on_both! {
         world.config.fleet.heartbeat_timeout_ms = 600_000;
         world.start().await;
         let other = world.instance(Mode::Serve, 2, None).await;
-        // Time stands still: the other instance has not looked around since it got its first agent.
+        // Time stands still: neither gives another sign of life by itself.
+        world.until("SELECT COUNT(*) FROM fleet_instances", "2").await;
+        world.sql("DELETE FROM fleet_instances").await;
         let mut studio = agent_at(other.address().expect("an address"), "studio", 1, json!([])).await;
         let alive = "SELECT COUNT(*) FROM agents JOIN fleet_instances ON fleet_instances.id = agents.instance";
         assert_eq!(world.number(alive).await, 1, "its instance is known to live no later than the agent");
@@ -60,8 +74,9 @@ on_both! {
     }
 
     async fn an_agent_that_was_wrongly_given_up_is_sent_back_and_keeps_its_stream(world) {
-        world.config.fleet.heartbeat_timeout_ms = 600_000;
+        world.config.fleet.heartbeat_timeout_ms = 30_000;
         world.start().await;
+        watch(&world).await;
         let mut studio = agent(&world, "studio", 1).await;
         let job = submit(&world, json!({ "restartPolicy": "onFailure" })).await;
         take(&mut studio).await;
@@ -82,6 +97,28 @@ on_both! {
         until(&world, &job, "RUNNING").await;
         until_agent(&world, "studio", "RUNNING").await;
         assert_eq!(world.number("SELECT lease FROM stream_jobs").await, 1);
+    }
+
+    async fn an_instance_that_cannot_say_that_it_lives_lets_its_agents_go(world) {
+        if world.is_sqlite() {
+            return world.end().await; // one process serves a file
+        }
+        world.config.fleet.heartbeat_timeout_ms = 30_000;
+        world.start().await;
+        let database = Failing::none();
+        let other = world.instance(Mode::Serve, 2, Some(database.clone())).await;
+        let mut studio = agent_at(other.address().expect("an address"), "studio", 1, json!([])).await;
+        // They know of each other; what is answered meanwhile keeps the agent heard.
+        let apart = async {
+            pass(&world, 5).await;
+            database.set(Some("INSERT INTO fleet_instances"));
+            pass(&world, 36).await;
+        };
+        let (told, ()) = tokio::join!(studio.closed_because(), apart);
+        assert_eq!(told, (4410, "this instance cannot reach its database".to_owned()));
+        database.set(None);
+        until_agent(&world, "studio", "OFFLINE").await;
+        other.stop().await;
     }
 
     async fn a_command_reaches_an_agent_of_another_instance(world) {

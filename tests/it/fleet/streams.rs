@@ -72,6 +72,43 @@ on_both! {
         assert_eq!(world.ledger("fleet.stream_stopped").await.len(), 1);
     }
 
+    async fn a_stream_that_its_agent_ends_by_itself_can_still_be_stopped(world) {
+        world.config.fleet.heartbeat_timeout_ms = 600_000;
+        world.start().await;
+        let mut studio = agent(&world, "studio", 1).await;
+        let job = submit(&world, json!({ "restartPolicy": "always" })).await;
+        take(&mut studio).await;
+        until(&world, &job, "RUNNING").await;
+        studio.say(update(&job, "STOPPING")).await;
+        until(&world, &job, "STOPPING").await;
+        // It does not come to the end: whoever wants the job to end has it told, and killed in time.
+        assert_eq!(world.poke(&format!("/v1/jobs/{job}/stop")).await.0, 200);
+        assert_eq!(studio.hear("agent.job.stop").await["payload"]["jobId"], json!(job));
+        pass(&world, 11).await;
+        assert_eq!(studio.hear("agent.job.kill").await["payload"]["jobId"], json!(job));
+        pass(&world, 6).await;
+        until(&world, &job, "FAILED").await;
+    }
+
+    async fn no_stream_key_is_shown_in_what_an_agent_says(world) {
+        world.start().await;
+        let mut studio = agent(&world, "studio", 1).await;
+        let config = json!({ "streamUrl": "rtmp://live.example/app/abcd-efgh-ijkl" });
+        let job = submit(&world, json!({ "inlineConfig": config })).await;
+        let offer = studio.hear("agent.assign").await;
+        let refusal = json!({ "jobId": job, "accepted": false, "reason": "abcd-efgh-ijkl is in use" });
+        studio.say(json!({ "type": "agent.assign.ack", "correlationId": offer["msgId"], "payload": refusal })).await;
+        world.until("SELECT reason FROM stream_jobs", "agent studio refused it: … is in use").await;
+        pass(&world, 1).await;
+        take(&mut studio).await;
+        let error = "rtmp://live.example/app/abcd-efgh-ijkl: Broken pipe";
+        studio.say(json!({ "type": "agent.job.update", "payload": { "jobId": job, "status": "FAILED", "error": error } })).await;
+        until(&world, &job, "FAILED").await;
+        assert_eq!(world.get(&format!("/v1/jobs/{job}")).await.1["error"], "…: Broken pipe");
+        let (_, events) = world.get(&format!("/v1/jobs/{job}/events")).await;
+        assert!(!events.to_string().contains("abcd-efgh-ijkl"), "{events}");
+    }
+
     async fn what_cannot_be_submitted_is_refused_with_what_to_do(world) {
         world.start_still().await;
         for (body, field) in [
@@ -82,6 +119,7 @@ on_both! {
             (json!({ "inlineConfig": {}, "priority": 1001 }), "priority"),
             (json!({ "inlineConfig": {}, "idempotencyKey": "" }), "idempotencyKey"),
             (json!({ "inlineConfig": [] }), "inlineConfig"),
+            (json!({ "inlineConfig": { "text": "x".repeat(512 * 1024) } }), "inlineConfig"), // agents take 1 MiB
         ] {
             let (status, problem) = world.post("/v1/jobs", &body).await;
             assert_eq!((status, problem["errors"][0]["field"].as_str()), (422, Some(field)), "{body}: {problem}");

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{limit, listed};
+use super::{check_config, limit, listed};
 use crate::actor::{Caller, Role};
 use crate::events::{self, Event};
 use crate::ledger::{self, Entry};
@@ -47,7 +47,7 @@ pub(super) struct JobsQuery {
 pub(super) struct SubmittedJob {
     /// A template of GET /v1/templates.
     template_id: Option<String>,
-    /// What the agent needs to know, as it understands it.
+    /// What the agent needs to know, as it understands it; at most 512 KiB.
     #[schema(value_type = Option<Object>)]
     inline_config: Option<Map<String, Value>>,
     /// The same key is the same job, for as long as that is kept.
@@ -138,6 +138,9 @@ fn check(job: &SubmittedJob) -> Result<(), Problem> {
             checks.refuse("templateId", "is missing: name a template, or give the configuration itself in inlineConfig")
         }
         _ => {}
+    }
+    if let Some(config) = &job.inline_config {
+        check_config(&mut checks, "inlineConfig", config);
     }
     checks.text("idempotencyKey", job.idempotency_key.as_deref(), LONGEST_KEY);
     checks.text("group", job.group.as_deref(), LONGEST_NAME);

@@ -12,11 +12,13 @@ use axum::Json;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Fleet;
 use crate::problem::Problem;
+use crate::web::Checks;
 
 /// The plane's routes with their OpenAPI.
 pub fn routes<S: Clone + Send + Sync + 'static>(fleet: Arc<Fleet>) -> OpenApiRouter<S> {
@@ -42,6 +44,16 @@ pub fn routes<S: Clone + Send + Sync + 'static>(fleet: Arc<Fleet>) -> OpenApiRou
 /// Where agents connect; they prove themselves in their hello.
 pub fn agent_routes<S: Clone + Send + Sync + 'static>(fleet: Arc<Fleet>) -> OpenApiRouter<S> {
     OpenApiRouter::new().routes(routes!(sockets::agent)).with_state(fleet)
+}
+
+/// Bytes of a stream's configuration: an agent takes messages of 1 MiB, and it goes out in one.
+const LONGEST_CONFIG: usize = 512 * 1024;
+
+/// Refuses a configuration that no agent could be told.
+fn check_config(checks: &mut Checks, field: &str, config: &Map<String, Value>) {
+    if serde_json::to_string(config).map_or(usize::MAX, |text| text.len()) > LONGEST_CONFIG {
+        checks.refuse(field, format!("takes at most {LONGEST_CONFIG} bytes"));
+    }
 }
 
 /// Items of a list that is a bare array, unless it says otherwise: all of most fleets.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{limit, listed};
+use super::{check_config, limit, listed};
 use crate::actor::{Caller, Role};
 use crate::db;
 use crate::ledger::{self, Entry};
@@ -44,7 +44,7 @@ pub(super) struct NewTemplate {
     id: Option<String>,
     #[schema(max_length = 2000)]
     description: Option<String>,
-    /// What agents are given.
+    /// What agents are given; at most 512 KiB.
     #[schema(value_type = Object)]
     config: Map<String, Value>,
     /// What an agent must have, as in a job.
@@ -145,6 +145,7 @@ async fn keep(
         checks.refuse("description", format!("takes at most {LONGEST_DESCRIPTION} characters"));
     }
     checks.range("priority", Some(new.priority), (-PRIORITIES, PRIORITIES));
+    check_config(&mut checks, "config", &new.config);
     checks.done()?;
     let mut tx = fleet.db.begin().await?;
     let before = read::template(&mut tx, id).await?;

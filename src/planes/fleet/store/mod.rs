@@ -387,6 +387,7 @@ pub async fn forget_instances(tx: &mut Tx, before: Timestamp) -> Result<()> {
 
 /// Takes away up to 1,000 jobs that ended before `before`, and as many agents that were not heard of since.
 pub async fn forget(tx: &mut Tx, before: Timestamp) -> Result<u64> {
+    lock(tx).await?; // an agent may be coming back just now
     let jobs = tx
         .query(
             "DELETE FROM stream_jobs WHERE id IN
@@ -397,7 +398,7 @@ pub async fn forget(tx: &mut Tx, before: Timestamp) -> Result<u64> {
         .await?;
     let agents = tx
         .query(
-            "DELETE FROM agents WHERE id IN
+            "DELETE FROM agents WHERE state = 'OFFLINE' AND last_seen_at < $1 AND id IN
                  (SELECT id FROM agents WHERE state = 'OFFLINE' AND last_seen_at < $1 AND busy = 0
                     AND NOT EXISTS (SELECT 1 FROM agent_tokens WHERE agent_id = agents.id)
                   ORDER BY last_seen_at LIMIT 1000)",

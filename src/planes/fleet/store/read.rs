@@ -117,3 +117,27 @@ pub async fn has_commands(db: &Db, instance: &str) -> Result<bool> {
         .await?;
     Ok(there)
 }
+
+/// Whether an instance other than `me` was heard of since `since`.
+pub async fn others_live(db: &Db, me: &str, since: Timestamp) -> Result<bool> {
+    let (there,): (bool,) = db
+        .query("SELECT EXISTS (SELECT 1 FROM fleet_instances WHERE id <> $1 AND seen_at >= $2)")
+        .bind(me.to_owned())
+        .bind(since)
+        .one()
+        .await?;
+    Ok(there)
+}
+
+/// Whether there are instances that were not heard of since `before`, or commands that nobody has taken since.
+pub async fn has_forgotten(db: &Db, before: Timestamp) -> Result<bool> {
+    let (there,): (bool,) = db
+        .query(
+            "SELECT EXISTS (SELECT 1 FROM fleet_instances WHERE seen_at < $1
+                            UNION ALL SELECT 1 FROM agent_commands WHERE created_at < $1)",
+        )
+        .bind(before)
+        .one()
+        .await?;
+    Ok(there)
+}

@@ -137,6 +137,11 @@ impl Pipeline {
         take_input(&self.definition.inputs, given)
     }
 
+    /// Whether a step has items.
+    pub(super) fn is_fan_out(&self, step: &str) -> bool {
+        self.positions.get(step).is_some_and(|step| self.steps[*step].for_each.is_some())
+    }
+
     /// SHA-256 of what a step does, by which two versions are compared.
     pub fn code_version(step: &Step) -> String {
         let bytes = serde_json::to_vec(step).unwrap_or_default();

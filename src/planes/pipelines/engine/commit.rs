@@ -44,7 +44,8 @@ impl Worker {
                 break released?;
             }
         };
-        if status == "pending" && held {
+        // A run that was to be held may be pending, for somebody gave it up meanwhile.
+        if held && status != "waiting" {
             self.pipelines.db.wake(Topic::Runs).await;
         }
         Ok(if held { parted } else { Parted::Lost })

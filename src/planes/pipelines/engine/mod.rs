@@ -12,6 +12,8 @@
 //! Here is an engine as others hold it; `worker` is its task, `commit` what that writes.
 
 mod commit;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::sync::{Arc, Mutex, PoisonError};

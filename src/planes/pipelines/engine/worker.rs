@@ -163,7 +163,7 @@ impl Worker {
     }
 
     async fn carry_out(&mut self, assignment: Assignment) -> db::Result<Parted> {
-        let Assignment { hold, parent, depth, work } = assignment;
+        let Assignment { hold, parent, depth, mut asked, work } = assignment;
         let mut run = match work {
             Work::Fresh(run) => *run,
             Work::Claimed(row) => {
@@ -180,7 +180,7 @@ impl Worker {
             }
         };
         let mut calls: JoinSet<(Key, Result<Value, String>)> = JoinSet::new();
-        let (mut asked, mut stopping): (Option<Asked>, Option<Duration>) = (None, None);
+        let mut stopping: Option<Duration> = None;
         let clock = self.pipelines.clock.clone();
         let random = self.pipelines.random.clone();
         let mut idle_since = clock.elapsed();
@@ -301,9 +301,15 @@ impl Worker {
         }
     }
 
-    fn hear(&mut self, message: Inbound, run: i64, asked: &mut Option<Asked>, stopping: &mut Option<Duration>) {
+    pub(super) fn hear(
+        &mut self,
+        message: Inbound,
+        run: i64,
+        asked: &mut Option<Asked>,
+        stopping: &mut Option<Duration>,
+    ) {
         match message {
-            Inbound::Asked { run: of, what } if of == run => *asked = Some(what),
+            Inbound::Asked { run: of, what } if of == run => *asked = (*asked).max(Some(what)),
             Inbound::HealthCheck => self.answer_health_check(),
             Inbound::Pause => {
                 self.paused = true;

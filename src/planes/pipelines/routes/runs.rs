@@ -183,13 +183,19 @@ pub(super) async fn get(State(plane): State<Arc<Pipelines>>, Path(id): Path<i64>
     let rows = store::steps_of(&plane.db, id).await?;
     let versions = store::code_versions(&plane.db, id).await?;
     let changed_steps = changed(&plane, &run, &versions).await?;
+    let pipeline = plane.version(&run.pipeline_id, run.version).await?;
+    let is_fan_out = |step: &str| pipeline.as_ref().is_some_and(|pipeline| pipeline.is_fan_out(step));
     // A fan-out's result is the list of its items' results.
     let mut items: HashMap<String, Vec<StepRow>> = HashMap::new();
     for row in rows.iter().filter(|row| row.item >= 0) {
         items.entry(row.step.clone()).or_default().push(row.clone());
     }
     let steps = rows.into_iter().map(|row| {
-        let whole = (row.item < 0 && row.status == "completed").then(|| items.remove(&row.step)).flatten();
+        let whole = match row.item < 0 && row.status == "completed" {
+            // One over an empty list has no rows of items.
+            true => items.remove(&row.step).or_else(|| is_fan_out(&row.step).then(Vec::new)),
+            false => None,
+        };
         let code_version = versions.get(&(row.step.clone(), row.item)).copied();
         let mut view = StepView { code_version, ..StepView::from(row) };
         if let Some(items) = whole {

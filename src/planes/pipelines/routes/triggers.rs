@@ -232,7 +232,9 @@ pub(super) async fn fire(
             }
             json!({ "runId": run, "pipelineId": row.pipeline_id })
         }
-        Fired::Skipped => json!({ "skipped": "a run that this trigger began is still open" }),
+        Fired::Skipped => {
+            json!({ "skipped": "a run that this trigger began is still open, or the trigger was stopped meanwhile" })
+        }
         Fired::Refused(reason) => return Err(invalid(vec![Fault::at("body", reason)]).into()),
     };
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::fill::kind_of;
-use super::{Effect, FanOut, Key, Live, MAX_BATCH, MAX_ITEMS, MAX_LIVE, Running, TaskCall, Waits, checked};
+use super::{Effect, FanOut, Key, Live, MAX_BATCH, MAX_ITEMS, MAX_LIVE, Running, TaskCall, Waits, checked, has_nul};
 use crate::db::Timestamp;
 use crate::planes::pipelines::compile::Action;
 use crate::planes::pipelines::expression::Local;
@@ -175,6 +175,13 @@ impl Running {
                 (StepEvent::Deferred, Waits::Child(0), deadline, Some(effect))
             }),
         };
+        // It would break the transaction that begins it, and with it the run.
+        let begun = begun.and_then(|begun| match &begun.3 {
+            Some(Effect::Task(TaskCall { input, .. }) | Effect::Child { input, .. }) if has_nul(input) => {
+                Err("its input holds a NUL character, which cannot be stored".to_owned())
+            }
+            _ => Ok(begun),
+        });
         match begun {
             Ok((event, waits, wake_at, effect)) => {
                 let status = StepStatus::on(None, event).unwrap_or(StepStatus::Waiting);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Effect, Key, Live, MAX_BATCH, Running, Waits, checked, kept};
+use super::{Effect, Key, Live, MAX_BATCH, MAX_FAN_OUT, Running, Waits, bytes_of, checked, kept, too_much};
 use crate::backoff;
 use crate::db::{Json, Timestamp};
 use crate::planes::pipelines::definition::{Backoff, Retry};
@@ -91,6 +91,11 @@ impl Running {
         result: Value,
         error: Option<String>,
     ) {
+        // Refused here, before its row: what is read again later keeps the bound too.
+        let (event, result, error) = match self.has_room_for(key, &result) {
+            true => (event, result, error),
+            false => (StepEvent::Failed { again: false }, Value::Null, Some(too_much())),
+        };
         let Some(status) = StepStatus::on(Some(StepStatus::Waiting), event).or(StepStatus::on(None, event)) else {
             return;
         };
@@ -116,10 +121,14 @@ impl Running {
             if status == StepStatus::Failed {
                 fan_out.error.get_or_insert(format!("item {}: {}", key.item, error.unwrap_or_default()));
             }
-            if let Some(place) = fan_out.results.get_mut(key.item as usize) {
-                *place = result;
-            }
+            fan_out.keep(key.item as usize, result);
         }
+    }
+
+    /// Whether an item's result may be held beside those of the others.
+    fn has_room_for(&self, key: Key, result: &Value) -> bool {
+        let fan_out = self.progress[key.step].fan_out.as_ref().filter(|_| key.item >= 0 && !result.is_null());
+        fan_out.is_none_or(|fan_out| fan_out.bytes + bytes_of(result) <= MAX_FAN_OUT)
     }
 
     /// A step is over: whoever waits for nothing else may begin after the commit.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{FanOut, Key, Live, Running, UNDO, Waits, in_order};
+use super::{FanOut, Key, Live, MAX_FAN_OUT, Running, UNDO, Waits, in_order, too_much};
 use crate::db::Json;
 use crate::planes::pipelines::compile::Pipeline;
 use crate::planes::pipelines::expression::Local;
@@ -39,6 +39,10 @@ impl Running {
             if status.is_final() {
                 let result = match items.remove(&step) {
                     Some(rows) => Value::Array(in_order(rows)),
+                    // One over an empty list has no rows of items.
+                    None if status == StepStatus::Completed && run.pipeline.is_fan_out(&row.step) => {
+                        Value::Array(Vec::new())
+                    }
                     None => row.result.map_or(Value::Null, |Json(value)| value),
                 };
                 run.settle(step, status, result, row.error);
@@ -107,13 +111,16 @@ impl Running {
                 if status == StepStatus::Failed {
                     fan_out.error.get_or_insert(format!("item {item}: {}", row.error.unwrap_or_default()));
                 }
-                if let (Some(place), Some(Json(result))) = (fan_out.results.get_mut(item), row.result) {
-                    *place = result;
+                if let Some(Json(result)) = row.result {
+                    fan_out.keep(item, result);
                 }
             } else {
                 fan_out.live += 1;
                 self.resume(Key { step, item: row.item, undo: false }, status, row);
             }
+        }
+        if fan_out.bytes > MAX_FAN_OUT {
+            fan_out.error.get_or_insert(too_much());
         }
         self.progress[step].fan_out = Some(fan_out);
         self.fan_outs.push(step);

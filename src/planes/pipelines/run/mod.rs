@@ -41,6 +41,8 @@ const MAX_LIVE: usize = 1_000;
 const MAX_ITEMS: usize = 10_000;
 /// Bytes of one result as JSON; more belongs into a storage, with its place as the result.
 pub(super) const MAX_RESULT: usize = 1 << 20;
+/// Bytes of all results of one fan-out: they are held at once, here and wherever the run is read.
+const MAX_FAN_OUT: usize = 64 << 20;
 /// Letters of an error that are kept.
 const MAX_ERROR: usize = 2_000;
 
@@ -141,6 +143,8 @@ struct FanOut {
     /// Which items have begun; after a retry there are gaps.
     begun: Vec<bool>,
     results: Vec<Value>,
+    /// About how many bytes the results have.
+    bytes: usize,
     over: usize,
     error: Option<String>,
     started_at: Timestamp,
@@ -324,8 +328,30 @@ impl FanOut {
     fn new(list: Vec<Value>, started_at: Timestamp) -> Self {
         let results = vec![Value::Null; list.len()];
         let begun = vec![false; list.len()];
-        Self { list, next: 0, live: 0, begun, results, over: 0, error: None, started_at }
+        Self { list, next: 0, live: 0, begun, results, bytes: 0, over: 0, error: None, started_at }
     }
+
+    fn keep(&mut self, item: usize, result: Value) {
+        if let Some(place) = self.results.get_mut(item) {
+            self.bytes += bytes_of(&result);
+            *place = result;
+        }
+    }
+}
+
+/// About how many bytes a value has as JSON, without writing it.
+fn bytes_of(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.iter().map(|item| bytes_of(item) + 1).sum::<usize>() + 2,
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + bytes_of(value) + 4).sum::<usize>() + 2,
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+    }
+}
+
+fn too_much() -> String {
+    let most = MAX_FAN_OUT >> 20;
+    format!("the items' results have more than {most} MiB; keep them in storage and return their places")
 }
 
 /// The results of a fan-out's items in their order.
@@ -359,6 +385,7 @@ pub(super) fn has_nul(value: &Value) -> bool {
     }
 }
 
-fn kept(error: String) -> String {
+/// An error as a row has it.
+pub(super) fn kept(error: String) -> String {
     error.chars().filter(|letter| *letter != '\0').take(MAX_ERROR).collect()
 }

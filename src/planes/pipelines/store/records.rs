@@ -19,39 +19,31 @@ pub struct PipelineRow {
     pub updated_at: Timestamp,
 }
 
+const NEWEST_VERSION: &str = "SELECT version FROM pipelines WHERE id = $1";
+
+const DEFINITION: &str = "SELECT definition FROM pipeline_versions WHERE pipeline_id = $1 AND version = $2";
+
 /// A pipeline's newest version number.
 pub async fn newest_version(db: &Db, id: &str) -> Result<Option<i64>> {
-    let row: Option<(i64,)> =
-        db.query_kept("SELECT version FROM pipelines WHERE id = $1").bind(id.to_owned()).optional().await?;
+    let row: Option<(i64,)> = db.query_kept(NEWEST_VERSION).bind(id.to_owned()).optional().await?;
     Ok(row.map(|(version,)| version))
 }
 
 /// The same inside a transaction.
 pub async fn newest_version_in(tx: &mut Tx, id: &str) -> Result<Option<i64>> {
-    let row: Option<(i64,)> =
-        tx.query("SELECT version FROM pipelines WHERE id = $1").bind(id.to_owned()).optional().await?;
+    let row: Option<(i64,)> = tx.query(NEWEST_VERSION).bind(id.to_owned()).optional().await?;
     Ok(row.map(|(version,)| version))
 }
 
 /// One version's definition, inside a transaction.
 pub async fn definition_in(tx: &mut Tx, id: &str, version: i64) -> Result<Option<Value>> {
-    let row: Option<(Json<Value>,)> = tx
-        .query("SELECT definition FROM pipeline_versions WHERE pipeline_id = $1 AND version = $2")
-        .bind(id.to_owned())
-        .bind(version)
-        .optional()
-        .await?;
+    let row: Option<(Json<Value>,)> = tx.query(DEFINITION).bind(id.to_owned()).bind(version).optional().await?;
     Ok(row.map(|(Json(definition),)| definition))
 }
 
 /// One version's definition.
 pub async fn definition(db: &Db, id: &str, version: i64) -> Result<Option<Value>> {
-    let row: Option<(Json<Value>,)> = db
-        .query("SELECT definition FROM pipeline_versions WHERE pipeline_id = $1 AND version = $2")
-        .bind(id.to_owned())
-        .bind(version)
-        .optional()
-        .await?;
+    let row: Option<(Json<Value>,)> = db.query(DEFINITION).bind(id.to_owned()).bind(version).optional().await?;
     Ok(row.map(|(Json(definition),)| definition))
 }
 
@@ -191,13 +183,16 @@ pub async fn lock_run(tx: &mut Tx, id: i64) -> Result<Option<Run>> {
     .await
 }
 
-/// Asks the engine that has the run for `pause` or `cancel`.
+/// Asks the engine that has the run for `pause` or `cancel`; a cancel stays one.
 pub async fn request(tx: &mut Tx, id: i64, what: &'static str) -> Result<()> {
-    tx.query("UPDATE pipeline_runs SET requested = $1 WHERE id = $2 AND status = 'running'")
-        .bind(what)
-        .bind(id)
-        .execute()
-        .await?;
+    tx.query(
+        "UPDATE pipeline_runs SET requested = CASE WHEN requested = 'cancel' THEN requested ELSE $1 END
+         WHERE id = $2 AND status = 'running'",
+    )
+    .bind(what)
+    .bind(id)
+    .execute()
+    .await?;
     Ok(())
 }
 
@@ -287,8 +282,9 @@ pub async fn past_durations(db: &Db, pipeline: &str) -> Result<HashMap<String, D
 pub async fn forget_finished(tx: &mut Tx, before: Timestamp) -> Result<u64> {
     let gone: Vec<(i64,)> = tx
         .query(
-            "DELETE FROM pipeline_runs WHERE id IN (SELECT id FROM pipeline_runs AS old
-                 WHERE finished_at < $1 AND status IN ('completed', 'failed', 'cancelled')
+            // Outside again: PostgreSQL waits for who changes a row, and then looks at these conditions only.
+            "DELETE FROM pipeline_runs WHERE finished_at < $1 AND status IN ('completed', 'failed', 'cancelled')
+                 AND id IN (SELECT id FROM pipeline_runs AS old WHERE finished_at < $1 AND status IN ('completed', 'failed', 'cancelled')
                      AND NOT EXISTS (SELECT 1 FROM pipeline_runs AS parent WHERE parent.id = old.parent_run_id
                          AND parent.status IN ('pending', 'running', 'waiting', 'paused'))
                  ORDER BY finished_at LIMIT 1000)

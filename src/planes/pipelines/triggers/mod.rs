@@ -9,6 +9,8 @@ mod heeder;
 mod http;
 mod scheduler;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

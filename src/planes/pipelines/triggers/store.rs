@@ -70,6 +70,11 @@ pub async fn lock(tx: &mut Tx, id: &str) -> Result<Option<Row>> {
     .await
 }
 
+/// The same, unless it is stopped: whoever fires a trigger holds it, so that one at a time counts its open runs.
+pub async fn lock_active(tx: &mut Tx, id: &str) -> Result<Option<Row>> {
+    Ok(lock(tx, id).await?.filter(|row| row.is_active))
+}
+
 /// Triggers by id, behind `after`.
 pub async fn list(db: &Db, after: &str, limit: i64) -> Result<Vec<Row>> {
     db.query(
@@ -145,13 +150,15 @@ pub async fn note(
 ) -> Result<()> {
     let now = tx.now().await?;
     tx.query(
-        "UPDATE trigger_firings SET outcome = $1, run_id = $2, error = $3 WHERE trigger_id = $4 AND occasion = $5",
+        "UPDATE trigger_firings SET outcome = $1, run_id = $2, error = $3, fired_at = $6
+         WHERE trigger_id = $4 AND occasion = $5",
     )
     .bind(outcome)
     .bind(run)
     .bind(error.map(str::to_owned))
     .bind(id.to_owned())
     .bind(occasion.to_owned())
+    .bind(now)
     .execute()
     .await?;
     tx.query("UPDATE triggers SET last_fired_at = $1, error = $2 WHERE id = $3")
@@ -163,15 +170,19 @@ pub async fn note(
     Ok(())
 }
 
-/// The run of a firing.
-pub async fn fired(tx: &mut Tx, id: &str, occasion: &str) -> Result<Option<i64>> {
-    let row: Option<(Option<i64>,)> = tx
-        .query("SELECT run_id FROM trigger_firings WHERE trigger_id = $1 AND occasion = $2")
+/// A firing's outcome and run.
+pub async fn fired(tx: &mut Tx, id: &str, occasion: &str) -> Result<(String, Option<i64>)> {
+    tx.query("SELECT outcome, run_id FROM trigger_firings WHERE trigger_id = $1 AND occasion = $2")
         .bind(id.to_owned())
         .bind(occasion.to_owned())
-        .optional()
-        .await?;
-    Ok(row.and_then(|(run,)| run))
+        .one()
+        .await
+}
+
+/// Has a trigger show why it did not fire.
+pub async fn complain(tx: &mut Tx, id: &str, error: String) -> Result<()> {
+    tx.query("UPDATE triggers SET error = $1 WHERE id = $2").bind(error).bind(id.to_owned()).execute().await?;
+    Ok(())
 }
 
 /// When a cron trigger comes next.

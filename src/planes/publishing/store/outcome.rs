@@ -33,7 +33,8 @@ pub(in crate::planes::publishing) enum Settled<'a> {
     Unknown { reason: &'a str },
 }
 
-/// Settles a publication that is in `from` (`publishing` or `unknown`); `false` when it has gone on meanwhile.
+/// Settles an attempt that is in `from` (`publishing` or `unknown`); `false` when the publication has gone on meanwhile,
+/// be it to another attempt in the same state.
 pub(in crate::planes::publishing) async fn settle(
     tx: &mut Tx,
     log: &PublishLog,
@@ -45,40 +46,44 @@ pub(in crate::planes::publishing) async fn settle(
         Settled::Published { external_id, external_url } => tx
             .query(
                 "UPDATE publish_logs SET status = 'published', published_at = $1, updated_at = $1, last_error = NULL,
-                     external_id = $4, external_url = $5 WHERE id = $2 AND status = $3",
+                     external_id = $5, external_url = $6 WHERE id = $2 AND status = $3 AND retry_count = $4",
             )
             .bind(now)
             .bind(log.id)
             .bind(from)
+            .bind(log.retry_count)
             .bind(external_id.map(str::to_owned))
             .bind(external_url.map(str::to_owned)),
         Settled::Failed { reason } => tx
             .query(
-                "UPDATE publish_logs SET status = 'failed', failed_at = $1, updated_at = $1, last_error = $4
-                 WHERE id = $2 AND status = $3",
+                "UPDATE publish_logs SET status = 'failed', failed_at = $1, updated_at = $1, last_error = $5
+                 WHERE id = $2 AND status = $3 AND retry_count = $4",
             )
             .bind(now)
             .bind(log.id)
             .bind(from)
+            .bind(log.retry_count)
             .bind((*reason).to_owned()),
         Settled::Retry { reason, at } => tx
             .query(
-                "UPDATE publish_logs SET status = 'retry', scheduled_at = $5, updated_at = $1, last_error = $4
-                 WHERE id = $2 AND status = $3",
+                "UPDATE publish_logs SET status = 'retry', scheduled_at = $6, updated_at = $1, last_error = $5
+                 WHERE id = $2 AND status = $3 AND retry_count = $4",
             )
             .bind(now)
             .bind(log.id)
             .bind(from)
+            .bind(log.retry_count)
             .bind((*reason).to_owned())
             .bind(*at),
         Settled::Unknown { reason } => tx
             .query(
-                "UPDATE publish_logs SET status = 'unknown', updated_at = $1, last_error = $4
-                 WHERE id = $2 AND status = $3",
+                "UPDATE publish_logs SET status = 'unknown', updated_at = $1, last_error = $5
+                 WHERE id = $2 AND status = $3 AND retry_count = $4",
             )
             .bind(now)
             .bind(log.id)
             .bind(from)
+            .bind(log.retry_count)
             .bind((*reason).to_owned()),
     };
     if query.execute().await? == 0 {
@@ -108,13 +113,17 @@ pub(in crate::planes::publishing) async fn unknown_after(db: &Db, after: i64, li
         .await
 }
 
-/// Counts the age of an unknown publication from now on.
-pub(in crate::planes::publishing) async fn begin_wait(tx: &mut Tx, id: i64) -> Result<()> {
+/// Counts the age of an unknown attempt from now on.
+pub(in crate::planes::publishing) async fn begin_wait(tx: &mut Tx, log: &PublishLog) -> Result<()> {
     let now = tx.now().await?;
-    tx.query("UPDATE publish_logs SET attempted_at = $1, updated_at = $1 WHERE id = $2 AND status = 'unknown'")
-        .bind(now)
-        .bind(id)
-        .execute()
-        .await?;
+    tx.query(
+        "UPDATE publish_logs SET attempted_at = $1, updated_at = $1
+         WHERE id = $2 AND status = 'unknown' AND retry_count = $3",
+    )
+    .bind(now)
+    .bind(log.id)
+    .bind(log.retry_count)
+    .execute()
+    .await?;
     Ok(())
 }

@@ -272,7 +272,7 @@ async fn force_publish_raises_the_job_that_waits_already() {
         write(&world.db, format!("UPDATE jobs SET status = 'waiting', run_at = '{later}'")).await;
         force(&world, log).await.expect("forced");
         assert_eq!((world.get(log).await.job_id, count(&world.db, "SELECT COUNT(*) FROM jobs").await), (job, 1));
-        assert_eq!(count(&world.db, "SELECT priority FROM jobs").await, 100);
+        assert_eq!(count(&world.db, "SELECT priority FROM jobs").await, 110);
         world.work().await;
         assert_eq!(world.posts().await, 1);
         for (status, columns) in [("failed", ""), ("unknown", ""), ("cancelled", "")] {
@@ -316,6 +316,56 @@ async fn cancel_gives_up_what_is_not_out() {
         assert_eq!(status, "ready", "the clip is free again");
         let out = world.log(clip, "tiktok", "", "'published'").await;
         assert!(act!(world, |tx| act::cancel(tx, out)).expect_err("refused").contains("cannot be cancelled"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_cancellations_at_once_free_the_clip() {
+    in_each_world(settings(), async |world| {
+        let clip = world.clip(10.0).await;
+        let logs =
+            [world.log(clip, "tiktok", "", "'scheduled'").await, world.log(clip, "youtube", "", "'scheduled'").await];
+        let mut first = world.begin().await;
+        act::cancel(&mut first, logs[0]).await.expect("cancelled");
+        let second = tokio::spawn({
+            let db = world.db.clone();
+            async move {
+                let mut tx = db.begin().await.expect("begin");
+                act::cancel(&mut tx, logs[1]).await.expect("cancelled");
+                tx.commit().await.expect("commit");
+            }
+        });
+        if world.db.dialect() == crate::db::Dialect::Postgres {
+            let waiting = "SELECT COUNT(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            while !second.is_finished() && count(&world.db, waiting).await == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        first.commit().await.expect("commit");
+        second.await.expect("the second");
+        assert_eq!(count(&world.db, "SELECT COUNT(*) FROM clips WHERE status = 'ready'").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_retry_goes_no_way_that_is_closed_to_a_new_publication() {
+    in_each_world(with_cost(1), async |world| {
+        let campaign = world.campaign("", "100").await;
+        let clip = world.clip(10.0).await;
+        let log = world.log(clip, "tiktok", ", campaign_id", &format!("'failed', {campaign}")).await;
+        let retry = async || act!(world, |tx| act::retry_failed_log(tx, &world.publishing, log)).map(drop);
+        for (change, because) in [
+            ("status = 'paused'", "is paused, not active"),
+            ("status = 'active', ends_at = '2026-01-01T00:00:00.000Z'", "is over"),
+        ] {
+            write(&world.db, format!("UPDATE campaigns SET {change}")).await;
+            assert!(retry().await.expect_err("refused").contains(because), "{because}");
+        }
+        write(&world.db, "UPDATE campaigns SET ends_at = NULL".to_owned()).await;
+        retry().await.expect("retried");
     })
     .await;
 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::db::{Error, Faults, Point, Result};
 use crate::planes::ActError;
 use crate::planes::publishing::act;
+use crate::planes::publishing::store::{self, Settled};
 
 fn sandbox(change: impl Fn(&mut config::Sandbox)) -> config::Publishing {
     let mut config = settings();
@@ -330,4 +331,28 @@ async fn a_crash_between_any_two_steps_neither_posts_twice_nor_forgets() {
         })
         .await;
     }
+}
+
+/// Whoever asked, stood still and comes back, finds the publication out again in another attempt.
+#[tokio::test]
+async fn an_answer_about_one_attempt_settles_no_other() {
+    in_each_world(settings(), async |world| {
+        let clip = world.clip(10.0).await;
+        let log = world.log(clip, "tiktok", ", attempted_at", "'unknown', '2026-11-19T00:00:00.000Z'").await;
+        let asked_about = world.get(log).await;
+        write(
+            &world.db,
+            "UPDATE publish_logs SET retry_count = 1, attempted_at = '2026-11-20T00:00:00.000Z'".to_owned(),
+        )
+        .await;
+        let mut tx = world.begin().await;
+        for how in [Settled::Failed { reason: "x" }, Settled::Published { external_id: None, external_url: None }] {
+            assert!(!store::settle(&mut tx, &asked_about, "unknown", &how).await.expect("a look"));
+        }
+        store::begin_wait(&mut tx, &asked_about).await.expect("a look");
+        tx.commit().await.expect("commit");
+        let now = world.get(log).await;
+        assert_eq!((now.status, now.attempted_at), (Status::Unknown, Some(world.at("2026-11-20T00:00:00Z"))));
+    })
+    .await;
 }

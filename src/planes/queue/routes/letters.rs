@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
@@ -110,13 +110,18 @@ pub struct LetterAttempt {
     pub attempt: i64,
     pub worker: Option<String>,
     pub code_version: Option<i64>,
-    /// As the database writes it.
-    pub started_at: Option<String>,
-    /// As the database writes it.
-    pub finished_at: Option<String>,
+    #[serde(default, deserialize_with = "readable")]
+    pub started_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "readable")]
+    pub finished_at: Option<Timestamp>,
     /// `failed`, `lapsed`, `timed_out` or `cancelled`.
     pub outcome: String,
     pub error: Option<String>,
+}
+
+/// A time as either database writes it into JSON; other programs write others, which are left out.
+fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }
 
 impl From<DeadLetter> for Letter {
@@ -145,7 +150,7 @@ impl From<DeadLetter> for Letter {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LetterRetried {
-    /// The task run, pending again with as many tries as before.
+    /// The task run, pending again with as many more tries as its task gives now.
     pub run_id: i64,
 }
 

@@ -24,21 +24,39 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-/// The service whose worker signed the request's token, which is used up by this.
-pub(super) async fn admitted(queue: &TaskQueue, headers: &HeaderMap) -> Result<String, Problem> {
-    let key = key(queue)?;
-    let wrong = |detail: String| refused(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+fn signed(headers: &HeaderMap) -> Result<&str, Problem> {
     let form = "Send `Authorization: Bearer <JWT>`, signed by HS256 with the shared key, with iss, iat, exp and jti.";
-    let token = bearer(headers).ok_or_else(|| wrong(form.to_owned()))?;
-    let mut tx = queue.db.begin().await?;
-    match key.admit(&mut tx, token).await {
-        Ok(registration) => {
-            tx.commit().await?;
-            Ok(registration.iss)
+    bearer(headers).ok_or_else(|| refused(StatusCode::UNAUTHORIZED, "unauthorized", form))
+}
+
+impl From<BadToken> for Problem {
+    fn from(bad: BadToken) -> Self {
+        match bad {
+            BadToken::Store(error) => error.into(),
+            bad => refused(StatusCode::UNAUTHORIZED, "unauthorized", format!("The token {bad}.")),
         }
-        Err(BadToken::Store(error)) => Err(error.into()),
-        Err(bad) => Err(wrong(format!("The token {bad}."))),
     }
+}
+
+/// The service whose worker signed the request's token. A request that is `sound` uses the token up; of one that is
+/// not, only its worker hears what is wrong with it, and sends it again with the same token.
+pub(super) async fn admitted<T>(
+    queue: &TaskQueue,
+    headers: &HeaderMap,
+    sound: Result<T, Problem>,
+) -> Result<(String, T), Problem> {
+    let (key, token) = (key(queue)?, signed(headers)?);
+    let mut tx = queue.db.begin().await?;
+    let request = match sound {
+        Ok(request) => request,
+        Err(unsound) => {
+            key.check(token, tx.now().await?)?;
+            return Err(unsound);
+        }
+    };
+    let registration = key.admit(&mut tx, token).await?;
+    tx.commit().await?;
+    Ok((registration.iss, request))
 }
 
 /// Whether the request's token is the one that was given with this run and lease.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::proof::{admitted, key};
+use super::proof::admitted;
 use super::{ATTEMPTS, LONGEST_NAME, PRIORITIES, YEAR_MS};
 use crate::actor::Actor;
 use crate::backoff::Growth;
@@ -157,6 +157,34 @@ impl NewServiceTask {
     }
 }
 
+impl NewService {
+    fn checked(Body(service): Body<Self>) -> Result<Self, Problem> {
+        let mut checks = Checks::default();
+        checks.text("name", service.name.as_deref(), LONGEST_NAME);
+        checks.text("version", service.version.as_deref(), LONGEST_NAME);
+        if let Some(endpoint) = &service.endpoint {
+            let url = reqwest::Url::parse(endpoint);
+            let is_web = url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            if !is_web || endpoint.len() > 2_000 {
+                checks.refuse("endpoint", "takes a URL such as https://worker.example/run");
+            }
+        }
+        if !(1..=MOST_TASKS).contains(&service.tasks.len()) {
+            checks.refuse("tasks", format!("takes 1 to {MOST_TASKS} tasks"));
+        }
+        let mut ids = HashSet::new();
+        for (place, task) in service.tasks.iter().enumerate().take(MOST_TASKS) {
+            checks.within = format!("tasks[{place}].");
+            task.check(&mut checks);
+            if !ids.insert(&task.id) {
+                checks.refuse("id", "is the id of a task before it");
+            }
+        }
+        checks.done()?;
+        Ok(service)
+    }
+}
+
 /// Says what a service runs. Its id is the token's `iss`: a short-lived HS256 JWT (at most five minutes, each `jti`
 /// taken once) that is signed with the shared key. The key itself is never sent.
 #[utoipa::path(post, path = "/api/register", operation_id = "registerService", tag = "workers", security(()),
@@ -169,31 +197,7 @@ pub(super) async fn register_service(
     headers: HeaderMap,
     body: Result<Body<NewService>, Problem>,
 ) -> Result<Json<Registered>, Problem> {
-    key(&queue)?;
-    let Body(service) = body?;
-    let mut checks = Checks::default();
-    checks.text("name", service.name.as_deref(), LONGEST_NAME);
-    checks.text("version", service.version.as_deref(), LONGEST_NAME);
-    if let Some(endpoint) = &service.endpoint {
-        let url = reqwest::Url::parse(endpoint);
-        let is_web = url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        if !is_web || endpoint.len() > 2_000 {
-            checks.refuse("endpoint", "takes a URL such as https://worker.example/run");
-        }
-    }
-    if !(1..=MOST_TASKS).contains(&service.tasks.len()) {
-        checks.refuse("tasks", format!("takes 1 to {MOST_TASKS} tasks"));
-    }
-    let mut ids = HashSet::new();
-    for (place, task) in service.tasks.iter().enumerate().take(MOST_TASKS) {
-        checks.within = format!("tasks[{place}].");
-        task.check(&mut checks);
-        if !ids.insert(&task.id) {
-            checks.refuse("id", "is the id of a task before it");
-        }
-    }
-    checks.done()?;
-    let id = admitted(&queue, &headers).await?;
+    let (id, service) = admitted(&queue, &headers, body.and_then(NewService::checked)).await?;
     let registration = Registration {
         name: service.name.unwrap_or_else(|| id.clone()),
         service: id.clone(),

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::{ATTEMPTS, LONGEST_KEY, LONGEST_NAME, PRIORITIES, YEAR_MS};
 use crate::db::{Timestamp, Topic};
+use crate::planes::queue::job::OWN_KEYS;
 use crate::planes::queue::{NewJob, TaskQueue, enqueue_many};
 use crate::problem::Problem;
 use crate::storage::is_reference;
@@ -107,6 +108,9 @@ impl NewTask {
             checks.refuse("delayMs", "is taken without runAt");
         }
         checks.time("runAt", self.run_at);
+        if self.idempotency_key.as_ref().is_some_and(|key| key.starts_with(OWN_KEYS)) {
+            checks.refuse("idempotencyKey", format!("may not begin with `{OWN_KEYS}`, as the service's own do"));
+        }
         if is_reference(&self.input) {
             checks.refuse("input", "may not be a reference into storage");
         }

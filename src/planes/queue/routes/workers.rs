@@ -16,6 +16,7 @@ use super::proof::{admitted, given, key, refused};
 use super::task_runs;
 use crate::db::{Timestamp, Topic};
 use crate::planes::queue::dispatch::{Assignment, take};
+use crate::planes::queue::seats::Claimed;
 use crate::planes::queue::store::registry::Lane;
 use crate::planes::queue::{
     Again, Beat, Claim, Hold, JobRecord, Outcomes, Status, TaskQueue, WorkerSeen, acknowledge_cancel, complete, fail,
@@ -136,6 +137,17 @@ fn too_late(job: Option<&JobRecord>, hold: Hold) -> Problem {
     }
 }
 
+impl Pull {
+    fn checked(Body(pull): Body<Self>) -> Result<Self, Problem> {
+        let mut checks = Checks::default();
+        checks.text("worker", Some(&pull.worker), 80);
+        checks.range("limit", pull.limit, (1, MOST_RUNS as i64));
+        checks.range("waitMs", pull.wait_ms, (0, 600_000));
+        checks.done()?;
+        Ok(pull)
+    }
+}
+
 /// Hands out task runs, waiting for some where there are none: for workers that cannot be called. The token is a fresh
 /// one as for `/api/register`.
 #[utoipa::path(post, path = "/api/pull", operation_id = "pullTasks", tag = "workers", security(()), request_body = Pull,
@@ -149,14 +161,8 @@ pub(super) async fn pull(
     headers: HeaderMap,
     body: Result<Body<Pull>, Problem>,
 ) -> Result<Json<Pulled>, Problem> {
+    let (service, pull) = admitted(&queue, &headers, body.and_then(Pull::checked)).await?;
     let key = key(&queue)?;
-    let Body(pull) = body?;
-    let mut checks = Checks::default();
-    checks.text("worker", Some(&pull.worker), 80);
-    checks.range("limit", pull.limit, (1, MOST_RUNS as i64));
-    checks.range("waitMs", pull.wait_ms, (0, 600_000));
-    checks.done()?;
-    let service = admitted(&queue, &headers).await?;
     let takes = |lane: &Lane| pull.tasks.as_ref().is_none_or(|wanted| wanted.contains(&lane.task));
     let mut looked = lanes(&queue.db, Some(&service)).await?;
     looked.retain(takes);
@@ -170,7 +176,7 @@ pub(super) async fn pull(
     let patience = tokio::time::sleep(wait);
     tokio::pin!(patience);
     let name = |queue: &str| format!("{service}/{}@{queue}", pull.worker).chars().take(300).collect::<String>();
-    let mut jobs = Vec::new();
+    let mut claimed = Claimed::new(&queue.db, Vec::new());
     let mut seen_at: Option<Duration> = None;
     loop {
         let mut hint = queue.db.listen(Topic::Jobs); // armed before the look
@@ -205,14 +211,14 @@ pub(super) async fn pull(
                 worker: &name(place),
                 lease: queue.lease,
                 longest_wait: queue.longest_wait,
-                limit: limit - jobs.len(),
+                limit: limit - claimed.jobs().len(),
             };
-            jobs.extend(take(&queue.db, &wanted).await?);
-            if jobs.len() >= limit {
+            claimed.add(take(&queue.db, &wanted).await?);
+            if claimed.jobs().len() >= limit {
                 break;
             }
         }
-        if !jobs.is_empty() || wait.is_zero() {
+        if !claimed.jobs().is_empty() || wait.is_zero() {
             break;
         }
         let seats = queue.enqueuer.seats();
@@ -222,7 +228,7 @@ pub(super) async fn pull(
         let seated = select_all(sitting.iter_mut().map(|sitting| Box::pin(sitting.job())));
         tokio::select! {
             (job, ..) = seated => if let Some(job) = job {
-                jobs.push(job);
+                claimed.add(Claimed::new(&queue.db, vec![job]));
                 break;
             },
             () = &mut patience => break,
@@ -236,11 +242,7 @@ pub(super) async fn pull(
             break; // another service has taken its tasks over
         }
     }
-    let mut runs = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        runs.push(queue.assign(key, job).await?);
-    }
-    Ok(Json(Pulled { runs }))
+    Ok(Json(Pulled { runs: queue.assign(key, claimed).await? }))
 }
 
 /// Takes a sign of life, with how far the run is if it says so.

@@ -197,20 +197,6 @@ pub async fn complete(tx: &mut Tx, hold: impl Into<Hold>, result: &Value) -> Res
     Ok(!complete_many(tx, &[(hold.into(), result)]).await?.is_empty())
 }
 
-/// Finishes a job whose result lies in storage.
-pub async fn complete_by_reference(tx: &mut Tx, hold: impl Into<Hold>, result_ref: &str) -> Result<bool> {
-    let hold = hold.into();
-    let held = complete(tx, hold, &Value::Null).await?;
-    if held {
-        tx.query("UPDATE jobs SET result_ref = $1 WHERE id = $2")
-            .bind(result_ref.to_owned())
-            .bind(hold.id)
-            .execute()
-            .await?;
-    }
-    Ok(held)
-}
-
 /// Finishes jobs by one statement; returns the ids of those whose lease was held.
 pub async fn complete_many(tx: &mut Tx, done: &[(Hold, &Value)]) -> Result<Vec<i64>> {
     let now = tx.known_now();

@@ -1,5 +1,7 @@
 //! Dead letters: jobs that ran out of tries. The trigger `jobs_ended` writes them.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -79,8 +81,8 @@ pub async fn dead_letter(db: &Db, id: i64) -> Result<Option<DeadLetter>> {
     db.query("SELECT * FROM dlq WHERE id = $1").bind(id).optional().await
 }
 
-/// Gives a dead letter's job another round of as many tries as it had before; its history stays. Wake
-/// [`Topic::Jobs`](crate::db::Topic) after the commit.
+/// Gives a dead letter's job another round of as many tries as its task gives now, three without one; its history
+/// stays. Wake [`Topic::Jobs`](crate::db::Topic) after the commit.
 pub async fn retry_dead_letter(tx: &mut Tx, id: i64, actor: &Actor) -> Result<RetryLetter> {
     let letter: Option<(i64, String)> = tx
         .query(sql!("SELECT job_id, status FROM dlq WHERE id = $1" { sqlite: "", postgres: " FOR UPDATE" }))
@@ -97,20 +99,34 @@ pub async fn retry_dead_letter(tx: &mut Tx, id: i64, actor: &Actor) -> Result<Re
     }
 }
 
-/// Retries open dead letters, oldest first, up to `limit`; returns their jobs.
+/// Retries open dead letters, oldest first, up to `limit`; returns their jobs. Of jobs with one idempotency key only one
+/// may live: the newest.
 pub async fn retry_dead_letters(tx: &mut Tx, filter: &DeadLetterFilter, limit: i64, actor: &Actor) -> Result<Vec<i64>> {
-    let ids: Vec<(i64,)> = tx
+    let letters: Vec<(i64, i64, Option<String>, bool)> = tx
         .query(sql!(
-            "SELECT id FROM dlq WHERE status = 'open' AND ($1 IS NULL OR task_id = $1) AND ($2 IS NULL OR queue = $2)
-                 AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = dlq.job_id AND jobs.status = 'failed')
-             ORDER BY id LIMIT $3" { sqlite: "", postgres: " FOR UPDATE SKIP LOCKED" }
+            "SELECT dlq.id, jobs.id, idempotency_key, idempotency_until IS NOT NULL FROM dlq CROSS JOIN jobs
+             WHERE dlq.status = 'open' AND ($1 IS NULL OR task_id = $1) AND ($2 IS NULL OR dlq.queue = $2)
+               AND jobs.id = dlq.job_id AND jobs.status = 'failed' AND jobs.attempt < 1000
+             ORDER BY dlq.id LIMIT $3" { sqlite: "", postgres: " FOR UPDATE OF dlq SKIP LOCKED" }
         ))
         .bind(filter.task.clone())
         .bind(filter.queue.clone())
         .bind(limit)
         .all()
         .await?;
-    let ids: Vec<i64> = ids.into_iter().map(|(id,)| id).collect();
+    let mut ids = Vec::with_capacity(letters.len());
+    let mut of_keys: HashMap<String, (bool, i64, i64)> = HashMap::new();
+    for (id, job, key, remembered) in letters {
+        match key {
+            None => ids.push(id),
+            Some(key) => {
+                // A key that is remembered is its job's, whichever job is newer.
+                let newest = of_keys.entry(key).or_insert((remembered, job, id));
+                *newest = (*newest).max((remembered, job, id));
+            }
+        }
+    }
+    ids.extend(of_keys.into_values().map(|(_, _, id)| id));
     if ids.is_empty() { Ok(Vec::new()) } else { revive(tx, &ids, actor).await }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use super::BATCH;
 use super::claim::{Claim, QueueLimits, TaskLimits, millis};
 use crate::db::{Dialect, Json, Result, Timestamp, Tx};
 use crate::sql;
@@ -80,6 +81,7 @@ pub(super) async fn choose(
     if tx.dialect() == Dialect::Postgres {
         // Counting and taking must not interleave with another instance's; the lock goes with the transaction.
         tx.query("SELECT CAST(pg_advisory_xact_lock(7386491001) AS TEXT)").one::<(Option<String>,)>().await?;
+        tx.later().await?; // what others began meanwhile lies before it, and counts
     }
     let running = running(tx, claim).await?;
     let mut rates = Rates::read(tx, limits, claim.queue).await?;
@@ -216,6 +218,19 @@ async fn candidates(
     Ok(found)
 }
 
+/// Takes away periods that began before `before`, up to a batch; returns how many. None is longer than a day.
+pub async fn forget_rate_windows(tx: &mut Tx, before: Timestamp) -> Result<u64> {
+    // Of a row that changed meanwhile PostgreSQL checks the outer conditions only: the period may have begun anew.
+    tx.query(
+        "DELETE FROM rate_windows WHERE began_at < $1 AND (scope, name, key) IN (
+             SELECT scope, name, key FROM rate_windows WHERE began_at < $1 ORDER BY began_at LIMIT $2)",
+    )
+    .bind(before)
+    .bind(BATCH)
+    .execute()
+    .await
+}
+
 /// Starts of what has a rate limit, in its running period.
 struct Rates {
     now: Timestamp,
@@ -235,17 +250,19 @@ impl Rates {
             .collect();
         let queue_period = limits.queue.filter(|queue| queue.rate_limit.is_some()).map(|queue| queue.rate_period_ms);
         let mut windows = BTreeMap::new();
-        if task_names.is_empty() && queue_period.is_none() {
-            return Ok(Self { now, windows });
-        }
+        let task_periods = task_names.iter().filter_map(|name| limits.tasks.get(name)).map(|task| task.rate_period_ms);
+        let Some(longest) = task_periods.chain(queue_period).max() else { return Ok(Self { now, windows }) };
         let rows: Vec<(String, String, String, Timestamp, i64)> = tx
             .query(sql!(
-                "SELECT scope, name, key, began_at, used FROM rate_windows
-                 WHERE (scope = 'queue' AND name = $1) OR (scope IN ('task', 'key') AND name IN ("
-                { sqlite: "SELECT value FROM json_each($2)", postgres: "SELECT jsonb_array_elements_text($2)" } "))"
+                "SELECT scope, name, key, began_at, used FROM rate_windows "
+                // SQLite would read every period of a task, for want of knowing how few of them are recent.
+                { sqlite: "INDEXED BY rate_windows_by_time", postgres: "" }
+                " WHERE began_at > $3 AND ((scope = 'queue' AND name = $1) OR (scope IN ('task', 'key') AND name IN ("
+                { sqlite: "SELECT value FROM json_each($2)", postgres: "SELECT jsonb_array_elements_text($2)" } ")))"
             ))
             .bind(queue.to_owned())
             .bind(Json(&task_names))
+            .bind(now.before(millis(longest)))
             .all()
             .await?;
         for (scope, name, key, began_at, used) in rows {

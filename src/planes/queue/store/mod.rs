@@ -17,7 +17,7 @@ pub(super) mod claim;
 pub(super) mod enqueue;
 pub(super) mod finish;
 pub(super) mod letters;
-mod limit;
+pub(super) mod limit;
 pub(super) mod order;
 pub(super) mod queues;
 pub(super) mod read;

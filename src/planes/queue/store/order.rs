@@ -33,8 +33,8 @@ pub(in crate::planes::queue) async fn promote_due(tx: &mut Tx, limit: i64) -> Re
 pub(in crate::planes::queue) async fn age_priorities(tx: &mut Tx) -> Result<u64> {
     let now = tx.now().await?;
     tx.query(sql!(
-        "UPDATE jobs SET priority = priority + 1, updated_at = $1 WHERE priority < 1000 AND id IN (
-             SELECT id FROM jobs WHERE status = 'pending' AND coalesce(run_at, created_at) < $2
+        "UPDATE jobs SET priority = priority + 1, updated_at = $1 WHERE id IN (
+             SELECT id FROM jobs WHERE status = 'pending' AND priority < 1000 AND coalesce(run_at, created_at) < $2
              ORDER BY coalesce(run_at, created_at) LIMIT $3 " { sqlite: "", postgres: "FOR UPDATE SKIP LOCKED" } ")"
     ))
     .bind(now)
@@ -93,12 +93,15 @@ pub(in crate::planes::queue) async fn fail_long_pending(tx: &mut Tx) -> Result<V
     Ok(failed.into_iter().map(|(id,)| id).collect())
 }
 
-/// Takes away jobs that finished before `before`, with their tries, up to a batch; returns how many.
+/// Takes away jobs that finished before `before`, with their tries, up to a batch; returns how many. One whose dead
+/// letter is open can still be retried, and stays as long as the letter.
 pub async fn forget_finished(tx: &mut Tx, before: Timestamp) -> Result<u64> {
     let gone: Vec<(i64,)> = tx
         .query(
-            "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs
+            // Of a row that changed meanwhile PostgreSQL checks the outer conditions only: the job may live again.
+            "DELETE FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') AND id IN (SELECT id FROM jobs
                  WHERE status IN ('completed', 'failed', 'cancelled') AND coalesce(finished_at, updated_at) < $1
+                   AND NOT EXISTS (SELECT 1 FROM dlq WHERE dlq.job_id = jobs.id AND dlq.status = 'open')
                  ORDER BY coalesce(finished_at, updated_at) LIMIT $2)
              RETURNING id",
         )

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::claim::millis;
 use super::registry;
 use crate::db::{Db, Json, Result, Timestamp};
 use crate::planes::queue::job::{Attempt, JobRecord};
@@ -131,21 +132,26 @@ pub async fn why_waiting(db: &Db, job: &JobRecord) -> Result<Option<String>> {
             return Ok(Some(format!("{limit} jobs of `{}` with the key `{key}` run, as many as may", job.kind)));
         }
     }
-    let spent: Option<(String,)> = db
+    let full: Vec<(String, Timestamp, i64)> = db
         .query(
-            "SELECT 'the queue' FROM rate_windows JOIN queues ON queues.name = rate_windows.name
+            "SELECT 'the queue', began_at, rate_period_ms
+                 FROM rate_windows JOIN queues ON queues.name = rate_windows.name
                  WHERE scope = 'queue' AND rate_windows.name = $1 AND used >= rate_limit
-             UNION ALL SELECT 'the task' FROM rate_windows JOIN tasks ON tasks.id = rate_windows.name
+             UNION ALL SELECT 'the task', began_at, rate_period_ms
+                 FROM rate_windows JOIN tasks ON tasks.id = rate_windows.name
                  WHERE scope = 'task' AND rate_windows.name = $2 AND used >= tasks.rate_limit
-             UNION ALL SELECT 'its key' FROM rate_windows JOIN tasks ON tasks.id = rate_windows.name
-                 WHERE scope = 'key' AND rate_windows.name = $2 AND key = $3 AND used >= key_rate_limit LIMIT 1",
+             UNION ALL SELECT 'its key', began_at, rate_period_ms
+                 FROM rate_windows JOIN tasks ON tasks.id = rate_windows.name
+                 WHERE scope = 'key' AND rate_windows.name = $2 AND key = $3 AND used >= key_rate_limit",
         )
         .bind(job.queue.clone())
         .bind(job.kind.clone())
         .bind(job.concurrency_key.clone())
-        .optional()
+        .all()
         .await?;
-    Ok(spent.map(|(what,)| format!("the rate limit of {what} is used up for now")))
+    let runs = |began_at: Timestamp, period: i64| began_at <= now && began_at.after(millis(period)) > now;
+    let spent = full.into_iter().find(|(_, began_at, period)| runs(*began_at, *period));
+    Ok(spent.map(|(what, ..)| format!("the rate limit of {what} is used up for now")))
 }
 
 /// Why no worker would take the job.

@@ -198,19 +198,6 @@ async fn what_never_began_is_given_back_and_the_try_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_result_that_lies_in_storage_is_kept_by_reference() {
-    in_each_world(async |world| {
-        let id = world.job().await;
-        let job = world.claim_one().await;
-        let mut tx = world.begin().await;
-        assert!(complete_by_reference(&mut tx, &job, "local:results/1").await.expect("complete"));
-        tx.commit().await.expect("commit");
-        assert_eq!(world.get(id).await.result_ref.as_deref(), Some("local:results/1"));
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn retention_takes_jobs_with_their_tries() {
     in_each_world(async |world| {
         for _ in 0..3 {
@@ -223,15 +210,59 @@ async fn retention_takes_jobs_with_their_tries() {
         fail(&mut tx, &jobs[2], "for good", Again::Never).await.expect("fail");
         tx.commit().await.expect("commit");
         world.pass(Duration::from_secs(3_600));
+        let forget = async || {
+            let mut tx = world.begin().await;
+            let gone = forget_finished(&mut tx, world.now()).await.expect("forget");
+            tx.commit().await.expect("commit");
+            gone
+        };
+        assert_eq!(forget().await, 1);
+        assert_eq!(world.status(jobs[2].id).await, Status::Failed, "its dead letter is open: it can be retried");
         let mut tx = world.begin().await;
-        assert_eq!(forget_finished(&mut tx, world.now()).await.expect("forget"), 2);
+        assert_eq!(forget_dead_letters(&mut tx, world.now()).await.expect("forget"), 1);
         tx.commit().await.expect("commit");
+        assert_eq!(forget().await, 1);
         assert_eq!(world.number("SELECT COUNT(*) FROM jobs").await, 1);
         assert_eq!(world.number("SELECT COUNT(*) FROM ended_attempts").await, 1, "that of the job that lives");
-        assert_eq!(world.number("SELECT COUNT(*) FROM dlq").await, 1, "dead letters have their own retention");
     })
     .await;
 }
+
+/// On PostgreSQL whoever takes jobs away waits for those that others hold, and then finds them living again.
+#[tokio::test]
+async fn a_job_that_is_retried_while_it_is_forgotten_stays() {
+    in_each_world(async |world| {
+        let id = world.job().await;
+        let job = world.claim_one().await;
+        let mut tx = world.begin().await;
+        fail(&mut tx, &job, "for good", Again::Never).await.expect("fail");
+        tx.commit().await.expect("commit");
+        world.sql("DELETE FROM dlq".to_owned()).await;
+        world.pass(Duration::from_secs(3_600));
+        let mut retrying = world.begin().await;
+        retrying.query("UPDATE jobs SET status = 'pending', finished_at = NULL").execute().await.expect("retried");
+        let forget = async {
+            let mut tx = world.begin().await; // on SQLite it waits here
+            let gone = forget_finished(&mut tx, world.now()).await.expect("forget");
+            tx.commit().await.expect("commit");
+            gone
+        };
+        let retry = async {
+            if world.db.dialect() == crate::db::Dialect::Postgres {
+                while world.number(WAITING_FOR_A_LOCK).await == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            retrying.commit().await.expect("commit");
+        };
+        let (gone, ()) = tokio::join!(forget, retry);
+        assert_eq!((gone, world.status(id).await), (0, Status::Pending));
+    })
+    .await;
+}
+
+const WAITING_FOR_A_LOCK: &str =
+    "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
 /// A process that was suspended between asking for the time and looking for lapsed leases sees those that others took
 /// meanwhile as reaching further than any may; so it does leases of a clock that has since been set back.

@@ -105,6 +105,27 @@ async fn a_letter_whose_job_is_gone_or_whose_key_is_taken_is_not_retried() {
 }
 
 #[tokio::test]
+async fn of_letters_whose_jobs_have_one_key_the_newest_lives_again() {
+    in_each_world(async |world| {
+        let mut ids = Vec::new();
+        for key in ["k", "k", "other"] {
+            let job = NewJob { idempotency_key: Some(key.to_owned()), max_attempts: Some(1), ..NewJob::new("work") };
+            ids.push(world.enqueue(job).await.id);
+            let job = world.claim_one().await;
+            assert_eq!(world.fail(&job, "broken").await, Some(Status::Failed));
+        }
+        let mut tx = world.begin().await;
+        let all = DeadLetterFilter::default();
+        let mut retried = retry_dead_letters(&mut tx, &all, 10, &operator()).await.expect("retry");
+        tx.commit().await.expect("commit");
+        retried.sort_unstable();
+        assert_eq!(retried, ids[1..]);
+        assert_eq!(letter_of(&world, ids[0]).await.status, "open");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn code_versions_grow_with_the_hash_and_stand_at_every_try() {
     in_each_world(async |world| {
         let register = async |version: &str, hash: char| {

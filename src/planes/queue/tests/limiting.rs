@@ -8,6 +8,7 @@ use super::super::store::registry::TaskSettings;
 use super::super::*;
 use super::{World, in_each_world};
 use crate::actor::Actor;
+use crate::db::Dialect;
 
 async fn many(world: &World, kind: &'static str, key: Option<&str>, count: usize) {
     let jobs: Vec<NewJob> =
@@ -144,9 +145,55 @@ async fn a_rate_limits_starts_in_a_period() {
         assert_eq!(take().await, 0);
         assert_eq!(reason(&world, 2).await, "the rate limit of the task is used up for now");
         world.pass(Duration::from_millis(1));
+        assert_eq!(reason(&world, 2).await, "", "the period is over");
         assert_eq!(take().await, 3);
         world.pass(Duration::from_secs(10));
         assert_eq!(take().await, 1, "the last with the key");
+    })
+    .await;
+}
+
+/// Claims of limited tasks go one after the other: who waited for another has an older time than what it finds.
+#[tokio::test]
+async fn a_start_that_was_counted_after_a_claim_began_counts_for_it() {
+    in_each_world(async |world| {
+        if world.db.dialect() == Dialect::Sqlite {
+            return; // its writers wait before they ask for the time
+        }
+        let settings = TaskSettings { rate_limit: Some(2), rate_period_ms: 10_000, ..Default::default() };
+        world.task("work", settings).await;
+        many(&world, "work", None, 5).await;
+        let (lease, longest_wait) = (Duration::from_secs(60), LONGEST_WAIT);
+        let wanted = Claim { queue: "default", kinds: &["work"], worker: "late", lease, longest_wait, limit: 10 };
+        let outlook = look(&world.db, &wanted).await.expect("look");
+        let mut late = world.begin().await;
+        late.now().await.expect("the time");
+        world.pass(Duration::from_millis(5));
+        assert_eq!(world.claim(10).await.len(), 2);
+        assert!(claim(&mut late, &outlook, &wanted).await.expect("claim").is_empty(), "two in a period");
+        late.commit().await.expect("commit");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn periods_of_rates_that_are_long_over_are_forgotten() {
+    in_each_world(async |world| {
+        let settings = TaskSettings { rate_limit: Some(1), rate_period_ms: 86_400_000, ..Default::default() };
+        world.task("work", settings).await;
+        many(&world, "work", None, 3).await;
+        let forget = async || {
+            let mut tx = world.begin().await;
+            let before = world.now().before(Duration::from_millis(86_400_000));
+            let gone = forget_rate_windows(&mut tx, before).await.expect("forget");
+            tx.commit().await.expect("commit");
+            gone
+        };
+        world.complete(&world.claim_one().await).await;
+        world.pass(Duration::from_millis(86_399_999));
+        assert_eq!((world.claim(3).await.len(), forget().await), (0, 0), "it still counts");
+        world.pass(Duration::from_millis(2));
+        assert_eq!((forget().await, world.claim(3).await.len(), forget().await), (1, 1, 0));
     })
     .await;
 }
@@ -197,6 +244,24 @@ async fn the_urgent_come_first_whatever_their_kind_and_the_old_grow_urgent() {
         let next = world.claim(1).await;
         assert_eq!(next[0].id, 1, "it waited for half an hour");
         assert_eq!(world.claim(1).await[0].id, young);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn those_that_are_as_urgent_as_can_be_keep_no_other_from_growing_urgent() {
+    in_each_world(async |world| {
+        let urgent: Vec<NewJob> = (0..1_000).map(|_| NewJob { priority: Some(1_000), ..NewJob::new("work") }).collect();
+        let mut tx = world.begin().await;
+        enqueue_many(&mut tx, &urgent).await.expect("enqueue");
+        tx.commit().await.expect("commit");
+        world.pass(Duration::from_millis(1));
+        let id = world.job().await;
+        world.pass(Duration::from_secs(31 * 60));
+        let mut tx = world.begin().await;
+        assert_eq!(super::super::store::order::age_priorities(&mut tx).await.expect("age"), 1);
+        tx.commit().await.expect("commit");
+        assert_eq!(world.get(id).await.priority, 1);
     })
     .await;
 }

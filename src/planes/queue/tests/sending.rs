@@ -135,3 +135,48 @@ async fn a_full_endpoint_is_left_alone_for_as_long_as_it_says() {
     })
     .await;
 }
+
+/// Fails the first read of a task.
+#[derive(Default)]
+struct FirstReadFails(AtomicU64);
+
+#[async_trait]
+impl Faults for FirstReadFails {
+    async fn strike(&self, point: Point<'_>) -> crate::db::Result<()> {
+        let is_read = matches!(point, Point::Statement(text) if text == "SELECT * FROM tasks WHERE id = $1");
+        if is_read && self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(crate::db::Error::Unavailable("for a moment".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// An endpoint that takes whatever comes.
+async fn willing_endpoint(calls: mpsc::UnboundedSender<()>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let accept = move || {
+        let _ = calls.send(());
+        async { StatusCode::OK }
+    };
+    let doors = axum::Router::new().fallback(accept);
+    tokio::spawn(async move { axum::serve(listener, doors).await });
+    format!("http://{address}/")
+}
+
+#[tokio::test]
+async fn a_run_that_cannot_be_made_ready_goes_back_and_costs_no_try() {
+    in_each_world(async |world| {
+        let (said, mut calls) = mpsc::unbounded_channel();
+        services_at(&world, &willing_endpoint(said).await, &["one"]).await;
+        let id = world.enqueue(NewJob { max_attempts: Some(1), ..NewJob::new("one") }).await.id;
+        let faults = Arc::new(FirstReadFails::default());
+        let (dispatcher, stop) = dispatcher(&world, world.db.clone().with_faults(faults));
+        assert_eq!(calls.recv().await, Some(()));
+        let row = world.get(id).await;
+        assert_eq!((row.status, row.attempt, row.lease), (Status::Processing, 1, 3), "given back in between");
+        stop.cancel();
+        dispatcher.await.expect("it stops");
+    })
+    .await;
+}
