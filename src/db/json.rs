@@ -69,6 +69,16 @@ impl<'r, T: DeserializeOwned> Decode<'r, Postgres> for Json<T> {
     }
 }
 
+/// Whether a text in `value`, or a name, holds the one character that PostgreSQL cannot store.
+pub fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

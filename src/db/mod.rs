@@ -39,7 +39,7 @@ pub use error::{Error, Result};
 pub use faults::{Faults, Point};
 pub use figures::AGO;
 pub use health::Trouble;
-pub use json::Json;
+pub use json::{Json, has_nul};
 pub use migrate::MigrationState;
 pub use query::{Query, Row, Value};
 pub use sql::Sql;

@@ -287,7 +287,7 @@ on_both! {
             assert_eq!((&detail["from"], &detail["to"]), (&json!(status), &json!("pending")));
             assert_eq!(status_of(&world, log).await, "pending");
             assert_eq!(time_of(&world, log).await, "", "{platform}: scheduled_at is cleared");
-            let job = format!("SELECT kind || ' ' || status FROM jobs WHERE priority = 100 AND id = (SELECT job_id FROM publish_logs WHERE id = {log})");
+            let job = format!("SELECT kind || ' ' || status FROM jobs WHERE priority = 110 AND id = (SELECT job_id FROM publish_logs WHERE id = {log})");
             assert_eq!(world.text(&job).await, "publish pending");
         }
         assert_eq!(world.number("SELECT COUNT(*) FROM jobs").await, 3);

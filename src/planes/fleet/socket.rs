@@ -18,7 +18,7 @@ use super::Fleet;
 use super::hub::{Connection, Out};
 use super::intake::{Arrival, Refusal, Report, Said};
 use super::protocol::{self, Complaint, FromAgent, Hello, Ids, Received, ToAgent, close};
-use crate::db::Timestamp;
+use crate::db::{Timestamp, has_nul};
 use crate::web::Place;
 
 /// A message: a hello that names hundreds of jobs, or the last lines of a process.
@@ -178,7 +178,7 @@ async fn first(socket: &mut WebSocket) -> Result<Received<FromAgent>, Option<Goo
             Some(Ok(Message::Close(_))) | None => return Err(None),
             Some(Err(cause)) => return Err(Some(goodbye(1008, format!("broke a bound or the protocol: {cause}")))),
         };
-        if has_nul(&text) {
+        if brings_nul(&text) {
             return Err(Some(goodbye(1008, "a NUL character cannot be stored")));
         }
         let received = protocol::from_agent(&text).map_err(|broken| Some(goodbye(1008, broken.to_string())))?;
@@ -189,9 +189,9 @@ async fn first(socket: &mut WebSocket) -> Result<Received<FromAgent>, Option<Goo
     }
 }
 
-/// PostgreSQL stores no NUL; JSON can only bring one in as this escape.
-fn has_nul(text: &str) -> bool {
-    text.contains(r"\u0000")
+/// JSON can only bring a NUL in as this escape; where it stands behind a backslash it is six letters.
+fn brings_nul(text: &str) -> bool {
+    text.contains(r"\u0000") && serde_json::from_str(text).is_ok_and(|value| has_nul(&value))
 }
 
 fn check(hello: &Hello) -> Result<(), Goodbye> {
@@ -319,7 +319,7 @@ impl<'a> Session<'a> {
             Message::Close(_) => return Err(None),
             Message::Binary(_) => return self.complain(socket, "malformed", "messages are text", None).await,
         };
-        if has_nul(&text) {
+        if brings_nul(&text) {
             return self.complain(socket, "malformed", "a NUL character cannot be stored", None).await;
         }
         let Received { msg_id, correlation_id, message } = match protocol::from_agent(&text) {
@@ -422,4 +422,16 @@ fn hash_of(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::brings_nul;
+
+    #[test]
+    fn a_nul_is_told_from_six_letters() {
+        assert!(brings_nul(r#"{"error":"a\u0000b"}"#));
+        assert!(!brings_nul(r#"{"error":"a\\u0000b"}"#), "a program printed a backslash, a u and four digits");
+        assert!(!brings_nul(r#"{"error":"plain"}"#));
+    }
 }

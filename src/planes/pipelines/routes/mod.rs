@@ -90,7 +90,7 @@ fn input(bytes: &Bytes) -> Result<Value, Problem> {
     let value: Value = serde_json::from_slice(bytes).map_err(|cause| {
         Problem::new(StatusCode::BAD_REQUEST, "malformed", format!("The body is not JSON: {cause}."))
     })?;
-    if super::run::has_nul(&value) {
+    if crate::db::has_nul(&value) {
         return Err(invalid(vec![Fault::at("body", "contains a NUL character, which cannot be stored")]));
     }
     Ok(value)

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::fill::kind_of;
-use super::{Effect, FanOut, Key, Live, MAX_BATCH, MAX_ITEMS, MAX_LIVE, Running, TaskCall, Waits, checked, has_nul};
-use crate::db::Timestamp;
+use super::{Effect, FanOut, Key, Live, MAX_BATCH, MAX_ITEMS, MAX_LIVE, Running, TaskCall, Waits, checked};
+use crate::db::{Timestamp, has_nul};
 use crate::planes::pipelines::compile::Action;
 use crate::planes::pipelines::expression::Local;
 use crate::planes::pipelines::model::{StepEvent, StepRow, StepStatus};

@@ -31,7 +31,7 @@ use serde_json::Value;
 use super::compile::Pipeline;
 use super::expression::{Facts, Local};
 use super::model::{RunStatus, StepRow, StepStatus};
-use crate::db::{Json, Timestamp};
+use crate::db::{Json, Timestamp, has_nul};
 
 /// Rows that one batch holds at most, so that no commit takes long.
 const MAX_BATCH: usize = 1_000;
@@ -374,15 +374,6 @@ fn checked(value: Value) -> Result<Value, String> {
         return Err("the result holds a NUL character, which cannot be stored".to_owned());
     }
     Ok(value)
-}
-
-pub(super) fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-        _ => false,
-    }
 }
 
 /// An error as a row has it.

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::store::{self, Row};
 use super::{Happened, Overlap, Trigger};
-use crate::db::{self, Timestamp, Tx};
+use crate::db::{self, Timestamp, Tx, has_nul};
 use crate::planes::pipelines::expression::{Facts, Local, Template};
-use crate::planes::pipelines::run::{has_nul, kept};
+use crate::planes::pipelines::run::kept;
 use crate::planes::pipelines::store::{NewRun, insert_run, newest_version_in};
 use crate::planes::pipelines::{Pipelines, steer};
 

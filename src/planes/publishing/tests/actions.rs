@@ -325,7 +325,7 @@ async fn two_cancellations_at_once_free_the_clip() {
     in_each_world(settings(), async |world| {
         let clip = world.clip(10.0).await;
         let logs =
-            [world.log(clip, "tiktok", "", "'scheduled'").await, world.log(clip, "youtube", "", "'scheduled'").await];
+            [world.log(clip, "tiktok", "", "'pending'").await, world.log(clip, "youtube", "", "'pending'").await];
         let mut first = world.begin().await;
         act::cancel(&mut first, logs[0]).await.expect("cancelled");
         let second = tokio::spawn({

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::claim::millis;
 use super::registry;
 use crate::backoff::{Backoff, Growth};
-use crate::db::{Db, Json, Result, Sql, Timestamp, Tx};
+use crate::db::{Db, Json, Result, Sql, Timestamp, Tx, has_nul};
 use crate::planes::queue::job::Hold;
 use crate::planes::queue::model::{Event, Status};
 use crate::random::Random;
@@ -445,14 +445,6 @@ async fn write_ends(tx: &mut Tx, ends: &[Ended<'_>]) -> Result<Vec<i64>> {
 
 /// A result without the character that PostgreSQL cannot store: one bad text must not hold up a whole batch.
 fn storable(result: &Value) -> Cow<'_, Value> {
-    fn holds_nul(value: &Value) -> bool {
-        match value {
-            Value::String(text) => text.contains('\0'),
-            Value::Array(items) => items.iter().any(holds_nul),
-            Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)),
-            _ => false,
-        }
-    }
     fn without(value: &Value) -> Value {
         match value {
             Value::String(text) => Value::String(text.replace('\0', "")),
@@ -463,7 +455,7 @@ fn storable(result: &Value) -> Cow<'_, Value> {
             other => other.clone(),
         }
     }
-    if holds_nul(result) { Cow::Owned(without(result)) } else { Cow::Borrowed(result) }
+    if has_nul(result) { Cow::Owned(without(result)) } else { Cow::Borrowed(result) }
 }
 
 /// The beginning of a text, without what PostgreSQL cannot store.
