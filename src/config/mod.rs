@@ -9,6 +9,8 @@ mod file;
 mod fleet;
 mod load;
 mod pipelines;
+mod publishing;
+mod secrets;
 mod shape;
 mod storage;
 
@@ -17,13 +19,17 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use fault::{ConfigError, Fault};
 pub use fleet::{DEVELOPMENT_TOKEN, Fleet, Strategy};
 pub use load::{Loaded, Overrides};
 pub use pipelines::Pipelines;
+pub use publishing::{ConnectorKind, Platform, Publishing, Sandbox, Webhook};
+pub use secrets::{check_secret_key, hide_password};
 pub use storage::{Backend, Backends, Place, Storage};
+
+use secrets::{redacted, without_password};
 
 use crate::actor::Role;
 
@@ -137,101 +143,6 @@ pub struct Queue {
     pub max_retry_delay_ms: u64,
 }
 
-/// Platforms, windows and connectors.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Publishing {
-    /// `sandbox` (a simulated platform) or `webhook`.
-    pub connector: ConnectorKind,
-    /// The IANA zone of the windows, e.g. `Europe/Madrid`.
-    pub time_zone: String,
-    /// The platforms by name.
-    pub platforms: BTreeMap<String, Platform>,
-    /// Milliseconds that a platform may take to answer; after that the outcome is unknown.
-    pub call_timeout_ms: u64,
-    /// Publications overdue by more than these minutes go out one by one, a platform's spacing apart.
-    pub catch_up_after_minutes: u64,
-    /// Minutes after which a platform's "never heard of it" settles an unknown publication as failed.
-    pub settle_minutes: u64,
-    /// How often a scheduled publication may be moved a day later.
-    pub max_postponements: u32,
-    /// Minutes before the first retry of a failed publication; doubled for each further one.
-    pub retry_backoff_minutes: u64,
-    /// The simulated platform.
-    pub sandbox: Sandbox,
-    /// The HTTP receiver.
-    pub webhook: Webhook,
-}
-
-/// Which connector publishes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ConnectorKind {
-    /// The simulated platform.
-    Sandbox,
-    /// A configured URL.
-    Webhook,
-}
-
-/// One platform.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Platform {
-    /// Local time at which the window opens, `HH:MM`.
-    pub opens: String,
-    /// Local time at which it closes, `HH:MM`; `24:00` is midnight, and earlier than `opens` is the next day.
-    pub closes: String,
-    /// This platform's own IANA zone, if it is not the common one.
-    #[serde(default)]
-    pub time_zone: Option<String>,
-    /// Minutes between two publications.
-    #[serde(default = "Platform::default_spacing")]
-    pub spacing_minutes: u64,
-    /// Publications a local day.
-    #[serde(default = "Platform::default_quota")]
-    pub daily_quota: u32,
-    /// What one publication takes from its campaign's budget.
-    #[serde(default)]
-    pub cost_cents: i64,
-}
-
-/// The simulated platform. Probabilities are 0 to 1; what happens to a publication follows from `seed` alone.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sandbox {
-    /// Seed of everything that it does.
-    pub seed: u64,
-    /// Milliseconds that an answer takes at least.
-    pub latency_min_ms: u64,
-    /// Milliseconds that an answer takes at most.
-    pub latency_max_ms: u64,
-    /// How often it refuses.
-    pub refuse: f64,
-    /// How often it refuses for now and names a time.
-    pub throttle: f64,
-    /// How often it accepts nothing and never answers.
-    pub lose_request: f64,
-    /// How often it accepts and never answers.
-    pub lose_answer: f64,
-    /// Publications a day and platform before it throttles; 0 is no limit.
-    pub quota_per_day: u32,
-}
-
-/// The HTTP receiver of publications (Standard Webhooks).
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Webhook {
-    /// Where publications are posted, e.g. `https://publisher.example/publish`.
-    #[serde(serialize_with = "without_secrets")]
-    pub url: String,
-    /// Where their state is asked, with `{key}` in place of the idempotency key.
-    #[serde(serialize_with = "without_secrets")]
-    pub status_url: String,
-    /// The signing secret, `whsec_…` (base64).
-    #[serde(serialize_with = "redacted")]
-    pub secret: SecretString,
-}
-
 /// How long finished work is kept, in days; 0 keeps it for ever.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -312,25 +223,6 @@ impl Token {
     const FIELDS: [&str; 3] = ["name", "role", "token"];
 }
 
-impl Platform {
-    fn default_spacing() -> u64 {
-        15
-    }
-    fn default_quota() -> u32 {
-        25
-    }
-    fn between(opens: &str, closes: &str) -> Self {
-        Self {
-            opens: opens.to_owned(),
-            closes: closes.to_owned(),
-            time_zone: None,
-            spacing_minutes: Self::default_spacing(),
-            daily_quota: Self::default_quota(),
-            cost_cents: 0,
-        }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -398,42 +290,6 @@ impl Default for Queue {
     }
 }
 
-impl Default for Publishing {
-    fn default() -> Self {
-        let platforms = [("instagram", "18:00", "23:00"), ("tiktok", "16:00", "24:00"), ("youtube", "17:00", "22:00")];
-        Self {
-            connector: ConnectorKind::Sandbox,
-            time_zone: "UTC".to_owned(),
-            platforms: platforms
-                .iter()
-                .map(|(name, opens, closes)| ((*name).to_owned(), Platform::between(opens, closes)))
-                .collect(),
-            call_timeout_ms: 30_000,
-            catch_up_after_minutes: 10,
-            settle_minutes: 10,
-            max_postponements: 3,
-            retry_backoff_minutes: 5,
-            sandbox: Sandbox::default(),
-            webhook: Webhook::default(),
-        }
-    }
-}
-
-impl Default for Sandbox {
-    fn default() -> Self {
-        Self {
-            seed: 1,
-            latency_min_ms: 20,
-            latency_max_ms: 120,
-            refuse: 0.0,
-            throttle: 0.0,
-            lose_request: 0.0,
-            lose_answer: 0.0,
-            quota_per_day: 0,
-        }
-    }
-}
-
 impl Default for Retention {
     fn default() -> Self {
         Self {
@@ -461,79 +317,5 @@ impl Default for Http {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Auto }
-    }
-}
-
-/// Whether the key shared with workers is one; no key is one too. The error says how to make one.
-pub fn check_secret_key(key: &str) -> Result<(), String> {
-    let digits = key.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let distinct: std::collections::BTreeSet<u8> = key.bytes().map(|byte| byte.to_ascii_lowercase()).collect();
-    // 64 random digits hold fewer than 8 different ones less than once in 10^15.
-    if key.is_empty() || digits && key.len() == 64 && distinct.len() >= 8 {
-        return Ok(());
-    }
-    let fault = if digits && key.len() == 64 { "can be guessed" } else { "is not 64 hexadecimal digits (32 bytes)" };
-    Err(format!("{fault}; `openssl rand -hex 32` makes one, and the workers need the same"))
-}
-
-fn redacted<S: Serializer>(_: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str("[hidden]")
-}
-
-/// Shows a receiver's URL with its password and its parameters' values hidden: any of them may be a token.
-fn without_secrets<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    let (place, parameters) = url.split_once('?').map_or((url, ""), |(place, rest)| (place, rest));
-    let shown = parameters.split('&').filter(|parameter| !parameter.is_empty()).map(|parameter| {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        if value == "{key}" { parameter.to_owned() } else { format!("{name}=[hidden]") }
-    });
-    let shown = shown.collect::<Vec<_>>().join("&");
-    let question = if shown.is_empty() { "" } else { "?" };
-    serializer.serialize_str(&format!("{}{question}{shown}", hide_password(place)))
-}
-
-/// Shows a database URL with its password hidden.
-fn without_password<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&hide_password(url))
-}
-
-/// `postgres://user:secret@host/db` as `postgres://user:[hidden]@host/db`, and the same for a parameter `password`.
-pub fn hide_password(url: &str) -> String {
-    let (place, parameters) = url.split_once('?').map_or((url, None), |(place, rest)| (place, Some(rest)));
-    let credentials = place.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)));
-    let place = match credentials.and_then(|(scheme, (login, host))| Some((scheme, login.split_once(':')?.0, host))) {
-        Some((scheme, user, host)) => format!("{scheme}://{user}:[hidden]@{host}"),
-        None => place.to_owned(),
-    };
-    let Some(parameters) = parameters else { return place };
-    let shown = parameters.split('&').map(|parameter| match parameter.split_once('=') {
-        Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}=[hidden]"),
-        _ => parameter.to_owned(),
-    });
-    format!("{place}?{}", shown.collect::<Vec<_>>().join("&"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::hide_password;
-
-    #[test]
-    fn no_secret_of_a_receivers_url_is_shown() {
-        let url = "http://ann:secret@host/x?token=secret&id={key}".to_owned();
-        let shown = serde_json::to_string(&super::Webhook { url, ..super::Webhook::default() }).expect("JSON");
-        assert!(shown.contains("http://ann:[hidden]@host/x?token=[hidden]&id={key}"), "{shown}");
-        assert!(!shown.contains("secret@") && !shown.contains("=secret"), "{shown}");
-    }
-
-    #[test]
-    fn no_password_of_a_database_url_is_shown() {
-        for (url, shown) in [
-            ("postgres://ann:s:e@c@host/db", "postgres://ann:[hidden]@host/db"),
-            ("postgres://ann@host/db?password=s&sslmode=off", "postgres://ann@host/db?password=[hidden]&sslmode=off"),
-            ("postgres://host/db", "postgres://host/db"),
-            ("sqlite::memory:", "sqlite::memory:"),
-        ] {
-            assert_eq!(hide_password(url), shown);
-        }
     }
 }

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Map;
-
 use super::change::{Change, id_of};
 use super::model::{AgentEvent, AgentState, JobEvent, JobStatus, Resumed, Then};
 use super::protocol::{ActiveJob, Drain, Hello, ToAgent, close};
@@ -43,32 +41,7 @@ impl Change {
         let again = before
             .as_ref()
             .is_some_and(|agent| Some(agent.connection) == known && agent.instance.as_deref() == Some(instance));
-        let mut agent = before.clone().unwrap_or_else(|| Agent {
-            id: id.to_owned(),
-            name: id.to_owned(),
-            software_version: None,
-            state: AgentState::Offline,
-            capabilities: Json(Map::new()),
-            slots: 1,
-            drain: false,
-            drained_by: None,
-            drain_deadline_at: None,
-            instance: None,
-            connection: 0,
-            token_id: None,
-            current_job_id: None,
-            busy: 0,
-            failed_starts: 0,
-            faulted_until: None,
-            drops: 0,
-            drops_since: None,
-            last_seen_at: now,
-            connected_at: None,
-            created_at: now,
-            updated_at: now,
-            version: 0,
-            revision: 0,
-        });
+        let mut agent = before.clone().unwrap_or_else(|| Agent::unknown(id, now));
         if let Some(name) = text(hello.name.as_deref()) {
             agent.name = name;
         }

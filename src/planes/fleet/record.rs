@@ -100,6 +100,38 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// An agent that was never seen before.
+    pub fn unknown(id: &str, now: Timestamp) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            software_version: None,
+            state: AgentState::Offline,
+            capabilities: Json(Map::new()),
+            slots: 1,
+            drain: false,
+            drained_by: None,
+            drain_deadline_at: None,
+            instance: None,
+            connection: 0,
+            token_id: None,
+            current_job_id: None,
+            busy: 0,
+            failed_starts: 0,
+            faulted_until: None,
+            drops: 0,
+            drops_since: None,
+            last_seen_at: now,
+            connected_at: None,
+            created_at: now,
+            updated_at: now,
+            version: 0,
+            revision: 0,
+        }
+    }
+}
+
+impl Agent {
     /// Whether it may be given jobs, as far as its state goes.
     pub fn is_open(&self) -> bool {
         !matches!(self.state, AgentState::Offline | AgentState::Error | AgentState::Draining)

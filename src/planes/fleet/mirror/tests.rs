@@ -44,32 +44,7 @@ fn job(id: i64, revision: i64, status: JobStatus) -> Job {
 }
 
 fn agent(version: i64, revision: i64, state: AgentState) -> Agent {
-    Agent {
-        id: "studio".to_owned(),
-        name: "studio".to_owned(),
-        software_version: None,
-        state,
-        capabilities: Json(serde_json::Map::new()),
-        slots: 1,
-        drain: false,
-        drained_by: None,
-        drain_deadline_at: None,
-        instance: None,
-        connection: 1,
-        token_id: None,
-        current_job_id: None,
-        busy: 0,
-        failed_starts: 0,
-        faulted_until: None,
-        drops: 0,
-        drops_since: None,
-        last_seen_at: epoch(),
-        connected_at: None,
-        created_at: epoch(),
-        updated_at: epoch(),
-        version,
-        revision,
-    }
+    Agent { state, connection: 1, version, revision, ..Agent::unknown("studio", epoch()) }
 }
 
 fn told(agents: Vec<Agent>, jobs: Vec<Job>) -> Changes {

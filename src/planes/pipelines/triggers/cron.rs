@@ -85,15 +85,15 @@ impl Trigger for Cron {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use chrono::{Timelike, Utc};
     use proptest::prelude::*;
 
-    fn cron(schedule: &str, zone: &str) -> Cron {
+    pub(in crate::planes::pipelines::triggers) fn cron(schedule: &str, zone: &str) -> Cron {
         Cron { schedule: schedule.to_owned(), time_zone: zone.to_owned(), catch_up: 1 }
     }
-    fn time(text: &str) -> Timestamp {
+    pub(in crate::planes::pipelines::triggers) fn time(text: &str) -> Timestamp {
         text.parse().expect("a time")
     }
 

@@ -287,14 +287,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::planes::pipelines::triggers::Cron;
-
-    fn cron(schedule: &str, zone: &str) -> Cron {
-        Cron { schedule: schedule.to_owned(), time_zone: zone.to_owned(), catch_up: 1 }
-    }
-    fn time(text: &str) -> Timestamp {
-        text.parse().expect("a time")
-    }
+    use crate::planes::pipelines::triggers::cron::tests::{cron, time};
 
     #[test]
     fn no_input_holds_what_no_database_takes() {
